@@ -1,0 +1,1 @@
+"""The integer network: the one intermediate representation. Knows no file format, solver or runtime."""

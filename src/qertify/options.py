@@ -1,0 +1,55 @@
+"""Options of a query: plain values, passed down; no engine reads flags, files or the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from qertify.errors import InvalidInputError
+
+
+class Method(str, Enum):
+    """Which engines may answer."""
+
+    AUTO = "auto"
+    ATTACK = "attack"
+    BOUNDS = "bounds"
+    BAB = "bab"
+    ILP = "ilp"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to decide a query.
+
+    Attributes:
+        method: the engines to use.
+        solver: "highs" or "cp-sat", for the ILP and for lattice leaves.
+        timeout: wall-clock limit in seconds, None for none.
+        memory: limit of this process's memory in bytes that the search keeps to, None for none.
+        seed: of everything random; the same seed gives the same answer on one machine.
+        device: "cpu" or "cuda", of the bound engine.
+        accept_solver_claims: report a floating-point solver's infeasibility as robust, with that evidence.
+        keep_proof: keep the search tree and its multipliers, from which a certificate can be written.
+    """
+
+    method: Method = Method.AUTO
+    solver: str = "highs"
+    timeout: float | None = None
+    memory: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    accept_solver_claims: bool = False
+    keep_proof: bool = False
+
+    def __post_init__(self) -> None:
+        from qertify.ilp.solvers import SOLVERS
+
+        if self.solver not in SOLVERS:
+            raise InvalidInputError(f"unknown solver '{self.solver}'; known: {', '.join(SOLVERS)}")
+        if self.timeout is not None and not self.timeout > 0:
+            raise InvalidInputError(f"timeout {self.timeout} must be positive")
+        if self.memory is not None and self.memory <= 0:
+            raise InvalidInputError(f"memory limit {self.memory} must be positive")
+        if self.device not in ("cpu", "cuda"):
+            raise InvalidInputError(f"unknown device '{self.device}'; known: cpu, cuda")

@@ -137,6 +137,12 @@ class CaseSplitter:
         middle = (case.first + case.last) // 2
         return (*self._run(case.competitor, case.first, middle), *self._run(case.competitor, middle + 1, case.last))
 
+    def levels(self, case: Case) -> tuple[Case, ...]:
+        """The single levels of a case; together they are the case's violations."""
+        if case.single or case.competitor is None:
+            return (case,)
+        return tuple(part for level in range(case.first, case.last + 1) for part in self._run(case.competitor, level, level))
+
     def _ceiling(self, level: int) -> int | None:
         """The greatest z_t at which the label's output is ≤ level; None when there is none."""
         steps = self.view.steps

@@ -1,0 +1,149 @@
+"""Lagrangian dual bounds, evaluated in exact integers.
+
+For a linear objective c on accumulators and ANY multipliers λ,
+
+    g(λ) = (c+λ)·constant + Σ_i min_{x_i} ((c+λ)·input_matrix)_i·x_i + Σ_u min_{z∈[L_u,U_u]} (a_u·σ_u(z) − λ_u·z),
+    a = (c+λ)·unit_matrix
+
+is a lower bound of c·z over the domain: every accumulator equation is relaxed with its multiplier, the rest separates.
+λ may come from anywhere; here it is rounded to multiples of 2^−s and g is computed in float64 on integers, where every
+partial sum is proved to stay below 2⁵³, so that no operation rounds. (The dual of staircase-constrained networks follows
+Dvijotham et al., UAI 2018; its integer evaluation is what makes it a proof.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qertify.bounds.program import Program
+
+EXACT = float(1 << 52)
+"""Partial sums must stay below half of 2⁵³; the half pays for rounding in the computation of the bound on them itself."""
+MAX_SCALE_BITS = 40
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Domains:
+    """A batch of questions: is min c·z > limit on the part of the box where low ≤ z ≤ high?
+
+    Attributes:
+        low, high: (batch, N) bounds on the accumulators, low ≤ high.
+        objective: (batch, N) integers c.
+        limit: (batch,) integers.
+    """
+
+    low: Tensor
+    high: Tensor
+    objective: Tensor
+    limit: Tensor
+
+    def __len__(self) -> int:
+        return self.limit.shape[0]
+
+    def pick(self, index: Tensor) -> Domains:
+        """A sub-batch, by positions or mask."""
+        return Domains(self.low[index], self.high[index], self.objective[index], self.limit[index])
+
+    @staticmethod
+    def concatenate(parts: list[Domains]) -> Domains:
+        return Domains(
+            torch.cat([part.low for part in parts]),
+            torch.cat([part.high for part in parts]),
+            torch.cat([part.objective for part in parts]),
+            torch.cat([part.limit for part in parts]),
+        )
+
+
+def corners(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The corners of every unit's graph on [low, high] at which a·σ(z) − λ·z can be least.
+
+    With evenly spaced thresholds the inner steps are collinear, so the two first and the two last steps suffice, each at
+    its left and its right end; uneven ones are paid for by `Program.unevenness`.
+
+    Returns:
+        z and y, both (batch, N, 8).
+    """
+    first, last = program.values(low), program.values(high)
+    picked = (first, torch.minimum(first + 1, last), torch.maximum(last - 1, first), last)
+    left = [torch.maximum(program.threshold(value), low) for value in picked]
+    right = [torch.minimum(program.threshold(value + 1) - 1, high) for value in picked]
+    y = torch.stack(picked, dim=-1)
+    return torch.cat([torch.stack(left, dim=-1), torch.stack(right, dim=-1)], dim=-1), torch.cat([y, y], dim=-1)
+
+
+def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """g(λ) in plain float64, times ``scale`` if λ is; exact exactly when all terms are integers below 2⁵³.
+
+    Args:
+        z, y: the `corners`.
+        multipliers: (batch, N), λ·scale.
+        scale: scalar or (batch, 1).
+
+    Returns:
+        (batch,).
+    """
+    total = domains.objective * scale + multipliers
+    inputs = total @ program.input_matrix
+    slope = total @ program.unit_matrix
+    result = total @ program.constant
+    result = result + torch.minimum(inputs * program.input_low, inputs * program.input_high).sum(-1)
+    unit = (slope[..., None] * y - multipliers[..., None] * z).amin(-1)
+    crowded = (y[..., 3] - y[..., 0] > 3) & (program.unevenness > 0)
+    unit = unit - torch.where(crowded, multipliers.abs() * program.unevenness, 0.0)
+    return result + unit.sum(-1)
+
+
+def magnitude(program: Program, domains: Domains, multipliers: Tensor) -> float:
+    """A bound on every partial sum in `value`, over the batch, up to its own relative rounding error (far below one half)."""
+    total = domains.objective.abs().amax(0) + multipliers.abs().amax(0)
+    largest_z = torch.maximum(program.low.abs(), program.high.abs()).clamp(min=1)
+    largest_x = torch.maximum(program.input_low.abs(), program.input_high.abs()).clamp(min=1)
+    width = torch.isfinite(program.thresholds).sum(-1)
+    largest_y = torch.maximum(program.first_value.abs(), (program.first_value + width).abs()).clamp(min=1)
+    inputs = (total @ program.input_matrix.abs()) @ largest_x
+    units = (total @ program.unit_matrix.abs()) @ largest_y
+    own = multipliers.abs().amax(0) @ (largest_z + program.unevenness)
+    return float(inputs + units + own + total @ program.constant.abs() + domains.limit.abs().max())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proof:
+    """The integers behind a batch of bounds: multipliers / 2^bits are the λ used.
+
+    Attributes:
+        multipliers: (batch, N), integers.
+        bits: the scale s.
+        margin: (batch,), ⌈g⌉ − limit − 1: the property holds on the domain exactly when this is ≥ 0.
+    """
+
+    multipliers: Tensor
+    bits: int
+    margin: Tensor
+
+
+def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple[Tensor, Tensor] | None = None) -> Proof:
+    """Round λ to integers and evaluate g exactly.
+
+    Args:
+        multipliers: (batch, N), λ in float; entries that are not finite count as 0.
+        corner: the `corners` of the domains, when at hand.
+
+    Returns:
+        the proof; margins are −∞ when the magnitude bound fails, which proves nothing and is never wrong.
+    """
+    z, y = corners(program, domains.low, domains.high) if corner is None else corner
+    clean = torch.nan_to_num(multipliers, nan=0.0, posinf=0.0, neginf=0.0)
+    unscaled = magnitude(program, domains, clean)
+    bits = 0
+    while bits < MAX_SCALE_BITS and unscaled * float(1 << (bits + 1)) < EXACT / 4:
+        bits += 1
+    scale = float(1 << bits)
+    rounded = torch.round(clean * scale)
+    scaled = Domains(domains.low, domains.high, domains.objective * scale, domains.limit * scale)
+    if not magnitude(program, scaled, rounded) < EXACT:
+        return Proof(rounded, bits, torch.full_like(domains.limit, -torch.inf))
+    exact = value(program, domains, z, y, rounded, scale)
+    return Proof(rounded, bits, torch.ceil(exact / scale) - domains.limit - 1)  # a division by a power of two is exact

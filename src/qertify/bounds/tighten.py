@@ -1,0 +1,73 @@
+"""Tighter accumulator ranges: by interval arithmetic on values, and by the dual with one unit as objective."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from qertify.bounds.dual import Domains, prove
+from qertify.bounds.interior_point import relax
+from qertify.bounds.program import Program
+
+BATCH = 256
+
+
+def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Intersect accumulator bounds with what interval arithmetic on the values implies, block by block.
+
+    All numbers are integers below 2⁵³ in float64 (coefficients and ranges are checked when the program is compiled), so
+    nothing is rounded.
+
+    Args:
+        low, high: (batch, N).
+
+    Returns:
+        the new low and high, and whether each domain is empty, (batch,). Bounds of empty domains are left inconsistent.
+    """
+    if len(program.blocks) < 2:
+        return low, high, (low > high).any(-1)
+    low, high = low.clone(), high.clone()
+    inputs_low, inputs_high = input_range(program)
+    positive, negative = program.unit_matrix.clamp(min=0), program.unit_matrix.clamp(max=0)
+    first, last = program.values(low), program.values(high)
+    for start, stop in program.blocks[1:]:
+        more, less = positive[start:stop], negative[start:stop]
+        base = program.constant[start:stop]
+        low[:, start:stop] = torch.maximum(low[:, start:stop], first @ more.T + last @ less.T + inputs_low[start:stop] + base)
+        high[:, start:stop] = torch.minimum(high[:, start:stop], last @ more.T + first @ less.T + inputs_high[start:stop] + base)
+        first, last = program.values(low), program.values(high)
+    return low, high, (low > high).any(-1)
+
+
+def input_range(program: Program) -> tuple[Tensor, Tensor]:
+    """Least and greatest input_matrix · x on the box, (N,) each."""
+    positive, negative = program.input_matrix.clamp(min=0), program.input_matrix.clamp(max=0)
+    least = positive @ program.input_low + negative @ program.input_high
+    greatest = positive @ program.input_high + negative @ program.input_low
+    return least, greatest
+
+
+def tighten(program: Program) -> Program:
+    """Tighten the root ranges of all units behind the first block with dual bounds, block by block.
+
+    The result's accumulator ranges hold on the whole box: each was proved in integers.
+    """
+    for start, stop in program.blocks[1:]:
+        chosen = torch.arange(start, stop)
+        low, high = program.low.clone(), program.high.clone()
+        for sign in (1.0, -1.0):
+            for part in chosen.split(BATCH):
+                count = len(part)
+                objective = torch.zeros(count, len(program.units), dtype=torch.float64, device=low.device)
+                objective[torch.arange(count), part] = sign
+                limit = (program.high if sign > 0 else -program.low)[part]
+                domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
+                bound = prove(program, domains, relax(program, domains).multipliers).margin + limit + 1
+                if sign > 0:
+                    low[part] = torch.maximum(low[part], bound)
+                else:
+                    high[part] = torch.minimum(high[part], -bound)
+        program = replace(program, low=low, high=high)
+    return program

@@ -1,0 +1,336 @@
+"""Branch and bound: a loop over bounds, branches, replays and leaves.
+
+A domain is one case of the violation with bounds on accumulators. It is closed by an integer bound, by an interval
+contradiction, or by an exact solver at a leaf where every value is fixed; otherwise it is split at a threshold, or its
+levels are bisected. The parts of a split cover the domain, so a tree whose leaves are all closed is a proof.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qertify.bounds.dual import Domains, Proof, prove
+from qertify.bounds.interior_point import relax
+from qertify.bounds.program import Program
+from qertify.bounds.tighten import propagate
+from qertify.network.tensor import IntegerArray
+from qertify.search.branching import choose
+from qertify.specification.cases import Case, CaseSplitter
+
+BATCH = 96
+DIVE_ABOVE = 20_000
+"""Open domains above which the search goes deep instead of wide, to bound memory."""
+
+
+class Closure(Enum):
+    """What a leaf solver found out about one leaf."""
+
+    EMPTY = "empty"
+    COUNTEREXAMPLE = "counterexample"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeafAnswer:
+    """``counterexample`` is a replayed input, flattened codes, when there is one."""
+
+    closure: Closure
+    counterexample: IntegerArray | None = None
+
+
+Replay = Callable[[Tensor], IntegerArray | None]
+"""Candidates (batch, n) in the program's inputs → a replayed counterexample or None."""
+Leaf = Callable[[Case, Tensor, Tensor], LeafAnswer]
+"""Case and bounds (N,) of a domain whose values are all fixed → what it holds."""
+
+
+@dataclass(slots=True)
+class SearchTree:
+    """The proof as it grows, kept only on request: one row a node, from which a certificate can be written.
+
+    Attributes:
+        parent: index of the parent, −1 for the root of a case.
+        case: the node's case.
+        split: (unit, threshold, side) that made the node from its parent, side −1 for z ≤ threshold − 1 and +1 for
+            z ≥ threshold; None for roots and for bisected cases.
+        closed_by: "bound" with (multipliers, bits), "interval", "solver", "split", or "open".
+    """
+
+    parent: list[int] = field(default_factory=list[int])
+    case: list[Case] = field(default_factory=list[Case])
+    split: list[tuple[int, int, int] | None] = field(default_factory=list[tuple[int, int, int] | None])
+    closed_by: list[str] = field(default_factory=list[str])
+    multipliers: dict[int, tuple[IntegerArray, int]] = field(default_factory=dict[int, tuple[IntegerArray, int]])
+
+    def add(self, parent: int, case: Case, split: tuple[int, int, int] | None) -> int:
+        self.parent.append(parent)
+        self.case.append(case)
+        self.split.append(split)
+        self.closed_by.append("open")
+        return len(self.parent) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchOutcome:
+    """How a search ended.
+
+    Attributes:
+        proved: every domain is closed.
+        counterexample: flattened input codes, replayed; or None.
+        nodes: domains bounded.
+        used_solver: whether an exact solver closed a leaf.
+        margin: least proved margin among the open domains (None when none is open or bounded).
+        nearest: the case of that domain.
+        tree: the search tree, if it was kept.
+        multiplier_rows: kept proofs are in `tree`.
+    """
+
+    proved: bool
+    counterexample: IntegerArray | None
+    nodes: int
+    used_solver: bool
+    margin: float | None
+    nearest: Case | None
+    tree: SearchTree | None
+
+
+@dataclass(slots=True)
+class _Open:
+    """A domain that waits to be split."""
+
+    case: Case
+    low: Tensor
+    high: Tensor
+    margin: float
+    depth: int
+    node: int
+    unit: int
+    threshold: float
+    fixed: bool
+    bisect: bool
+
+
+def root_domains(program: Program, cases: list[Case]) -> Domains:
+    """The domain of each case: the whole box with the case's bounds on output accumulators."""
+    low, high = (bound.repeat(len(cases), 1) for bound in (program.low, program.high))
+    objective, limit = _objectives(program, cases)
+    outputs = program.output_units()
+    for row, case in enumerate(cases):
+        for index, bound in case.upper:
+            high[row, outputs[index]] = min(float(high[row, outputs[index]]), bound)
+        for index, bound in case.lower:
+            low[row, outputs[index]] = max(float(low[row, outputs[index]]), bound)
+    return Domains(low, high, objective, limit)
+
+
+def _objectives(program: Program, cases: list[Case]) -> tuple[Tensor, Tensor]:
+    outputs = program.output_units()
+    objective = torch.zeros(len(cases), len(program.units), dtype=torch.float64, device=program.low.device)
+    for row, case in enumerate(cases):
+        for index, weight in case.weights:
+            objective[row, outputs[index]] = weight
+    limit = torch.tensor([float(case.limit) for case in cases], dtype=torch.float64, device=program.low.device)
+    return objective, limit
+
+
+class BranchAndBound:
+    """One search. `run` may be called again after a time-out, to go on.
+
+    Args:
+        program: the compiled network.
+        splitter: bisects cases.
+        cases: what must be shown impossible.
+        replay: checks candidate counterexamples exactly.
+        leaf: decides domains whose values are all fixed.
+        keep_tree: keep the search tree and the multipliers.
+        memory: bytes that the open domains may take, None for no limit.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        splitter: CaseSplitter,
+        cases: tuple[Case, ...],
+        replay: Replay,
+        leaf: Leaf,
+        keep_tree: bool = False,
+        memory: int | None = None,
+    ) -> None:
+        self._program, self._splitter, self._replay, self._leaf = program, splitter, replay, leaf
+        self._tree = SearchTree() if keep_tree else None
+        self._queue: list[tuple[float, int, _Open]] = []
+        self._stuck: list[_Open] = []
+        self._counter = 0
+        self._nodes = 0
+        self._used_solver = False
+        row_bytes = 16 * len(program.units) + 512
+        self._dive_above = DIVE_ABOVE if memory is None else max(BATCH, min(DIVE_ABOVE, memory // row_bytes // 2))
+        self._diving = False
+        nodes = [-1 if self._tree is None else self._tree.add(-1, case, None) for case in cases]
+        domains = root_domains(program, list(cases))
+        self._waiting: list[tuple[Case, Tensor, Tensor, int, int]] = [
+            (case, domains.low[row], domains.high[row], 0, nodes[row]) for row, case in enumerate(cases)
+        ]
+
+    @property
+    def nodes(self) -> int:
+        """Domains bounded so far."""
+        return self._nodes
+
+    @property
+    def open(self) -> int:
+        """Domains neither closed nor split yet."""
+        return len(self._queue) + len(self._waiting) + len(self._stuck)
+
+    def run(
+        self,
+        deadline: float | None = None,
+        max_nodes: int | None = None,
+        report: Callable[[BranchAndBound], None] | None = None,
+    ) -> SearchOutcome:
+        """Search until every domain is closed, a counterexample replays, or a limit is reached.
+
+        Args:
+            deadline: of `time.monotonic`.
+            max_nodes: total number of domains to bound.
+            report: called after every batch.
+        """
+        while self._waiting or self._queue:
+            if (deadline is not None and time.monotonic() > deadline) or (max_nodes is not None and self._nodes >= max_nodes):
+                return self._outcome(None)
+            found = self._bound(self._waiting[:BATCH]) if self._waiting else self._split()
+            if found is not None:
+                return self._outcome(found)
+            if report is not None:
+                report(self)
+        return self._outcome(None)
+
+    def _outcome(self, counterexample: IntegerArray | None) -> SearchOutcome:
+        left = [item for _, _, item in self._queue] + self._stuck
+        worst = min(left, key=lambda item: item.margin, default=None)
+        return SearchOutcome(
+            proved=counterexample is None and not left and not self._waiting,
+            counterexample=counterexample,
+            nodes=self._nodes,
+            used_solver=self._used_solver,
+            margin=None if worst is None else worst.margin,
+            nearest=self._waiting[0][0] if worst is None and self._waiting else None if worst is None else worst.case,
+            tree=self._tree,
+        )
+
+    def _bound(self, batch: list[tuple[Case, Tensor, Tensor, int, int]]) -> IntegerArray | None:
+        """Bound domains, drop the closed ones, queue the rest with their branches."""
+        self._waiting = self._waiting[len(batch) :]
+        cases = [item[0] for item in batch]
+        low, high, empty = propagate(self._program, torch.stack([item[1] for item in batch]), torch.stack([item[2] for item in batch]))
+        self._nodes += len(batch)
+        if self._tree is not None:
+            for row in torch.nonzero(empty)[:, 0].tolist():
+                self._tree.closed_by[batch[row][4]] = "interval"
+        kept = torch.nonzero(~empty)[:, 0]
+        if not len(kept):
+            return None
+        domains = Domains(low[kept], high[kept], *_objectives(self._program, [cases[row] for row in kept.tolist()]))
+        relaxation = relax(self._program, domains)
+        proof = prove(self._program, domains, relaxation.multipliers)
+        self._record(proof, [batch[row][4] for row in kept.tolist()])
+        is_open = proof.margin < 0
+        if not bool(is_open.any()):
+            return None
+        total = (domains.objective + relaxation.multipliers) @ self._program.input_matrix
+        corner = torch.where(total > 0, self._program.input_low, self._program.input_high)
+        found = self._replay(torch.cat([relaxation.inputs[is_open].round(), corner[is_open]]))
+        if found is not None:
+            return found
+        branches = choose(self._program, domains, relaxation)
+        for row in torch.nonzero(is_open)[:, 0].tolist():
+            case, _, _, depth, node = batch[int(kept[row])]
+            fixed = bool(branches.fixed[row])
+            item = _Open(
+                case=case,
+                low=domains.low[row].clone(),
+                high=domains.high[row].clone(),
+                margin=float(proof.margin[row]),
+                depth=depth,
+                node=node,
+                unit=int(branches.unit[row]),
+                threshold=float(branches.threshold[row]),
+                fixed=fixed,
+                bisect=not case.single and (fixed or self._output_cheat(case, relaxation.z[row]) > float(branches.score[row])),
+            )
+            self._push(item)
+        return None
+
+    def _output_cheat(self, case: Case, z: Tensor) -> float:
+        """How far the relaxation's output accumulators are from a violation at any single level of the case."""
+        outputs = self._program.output_units()
+        point = {index: float(z[unit]) for index, unit in outputs.items()}
+        parts = self._splitter.levels(case)
+        return min(
+            max(max((point[i] - b for i, b in part.upper), default=0.0), max((b - point[i] for i, b in part.lower), default=0.0), 0.0)
+            for part in parts
+        )
+
+    def _record(self, proof: Proof, nodes: list[int]) -> None:
+        if self._tree is None:
+            return
+        for row in torch.nonzero(proof.margin >= 0)[:, 0].tolist():
+            self._tree.closed_by[nodes[row]] = "bound"
+            self._tree.multipliers[nodes[row]] = (proof.multipliers[row].cpu().numpy().astype(np.int64), proof.bits)
+
+    def _push(self, item: _Open) -> None:
+        self._counter += 1
+        priority = -float(item.depth) if self._diving else item.margin
+        heapq.heappush(self._queue, (priority, self._counter, item))
+
+    def _split(self) -> IntegerArray | None:
+        """Replace the most urgent domains by their parts."""
+        if self._diving != (len(self._queue) > self._dive_above):
+            self._diving = not self._diving
+            items = [item for _, _, item in self._queue]
+            self._queue = []
+            for item in items:
+                self._push(item)
+        for _ in range(min(BATCH // 2, len(self._queue))):
+            _, _, item = heapq.heappop(self._queue)
+            if item.bisect:
+                self._mark(item, "split")
+                domains = list(self._splitter.bisect(item.case))
+                for case in domains:
+                    self._wait_case(item, case)
+            elif item.fixed:
+                answer = self._leaf(item.case, item.low, item.high)
+                if answer.closure is Closure.COUNTEREXAMPLE:
+                    return answer.counterexample
+                if answer.closure is Closure.EMPTY:
+                    self._used_solver = True
+                    self._mark(item, "solver")
+                else:
+                    self._stuck.append(item)
+            else:
+                self._mark(item, "split")
+                below, above = item.high.clone(), item.low.clone()
+                below[item.unit], above[item.unit] = item.threshold - 1, item.threshold
+                for side, low, high in ((-1, item.low, below), (1, above, item.high)):
+                    split = (item.unit, int(item.threshold), side)
+                    node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)
+                    self._waiting.append((item.case, low, high, item.depth + 1, node))
+        return None
+
+    def _wait_case(self, item: _Open, case: Case) -> None:
+        node = -1 if self._tree is None else self._tree.add(item.node, case, None)
+        fresh = root_domains(self._program, [case])
+        low, high = torch.maximum(item.low, fresh.low[0]), torch.minimum(item.high, fresh.high[0])
+        self._waiting.append((case, low, high, item.depth + 1, node))
+
+    def _mark(self, item: _Open, closed_by: str) -> None:
+        if self._tree is not None:
+            self._tree.closed_by[item.node] = closed_by

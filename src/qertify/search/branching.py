@@ -1,0 +1,59 @@
+"""Where to split a domain: at a threshold of one unit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qertify.bounds.dual import Domains
+from qertify.bounds.interior_point import Relaxation
+from qertify.bounds.program import Program
+
+NOTHING = 1e-7
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Branches:
+    """The best split of each domain of a batch.
+
+    Attributes:
+        unit: (batch,), int64.
+        threshold: (batch,): the parts are z_unit ≤ threshold − 1 and z_unit ≥ threshold.
+        score: (batch,): how much the relaxation cheats at that unit, in units of the objective; 0 if it cheats nowhere.
+        fixed: (batch,): every value is fixed, so no unit can be split.
+    """
+
+    unit: Tensor
+    threshold: Tensor
+    score: Tensor
+    fixed: Tensor
+
+
+def choose(program: Program, domains: Domains, relaxation: Relaxation) -> Branches:
+    """Score every unit by |a_u|·|σ_u(z_u) − y_u| at the relaxation's primal point, and pick the greatest.
+
+    A unit with a long flat phase is split where the phase ends, any other at the threshold next to its accumulator.
+    """
+    first, last = program.values(domains.low), program.values(domains.high)
+    free = (first < last) & (program.has_value > 0)
+    z = torch.minimum(torch.maximum(relaxation.z, domains.low), domains.high)
+    at = torch.minimum(torch.maximum(program.values(z), first), last)
+    slope = ((domains.objective + relaxation.multipliers) @ program.unit_matrix).abs()
+    cheat = slope * (at - relaxation.y).abs()
+    inside = torch.where(relaxation.y < at, at, at + 1)
+    inside = torch.minimum(torch.maximum(inside, first + 1), last)
+    floor_end, ceiling_start = program.threshold(first + 1), program.threshold(last)
+    floor_flat = floor_end - domains.low > 1.5 * program.spacing
+    ceiling_flat = domains.high - ceiling_start > 1.5 * program.spacing
+    to_floor = torch.where(floor_flat, (z - floor_end).abs(), torch.inf)
+    to_ceiling = torch.where(ceiling_flat, (z - ceiling_start).abs(), torch.inf)
+    threshold = torch.where(to_floor <= to_ceiling, floor_end, ceiling_start)
+    threshold = torch.where(floor_flat | ceiling_flat, threshold, program.threshold(inside))
+    # where the relaxation cheats nowhere, split the unit that matters most
+    score = torch.where(free, cheat + NOTHING * slope * (last - first) + NOTHING**2, -1.0)
+    unit = score.argmax(-1)
+    rows = torch.arange(len(domains), device=unit.device)
+    return Branches(unit, threshold[rows, unit], cheat[rows, unit] * free[rows, unit], ~free.any(-1))
+

@@ -94,9 +94,7 @@ class Program:
     def to(self, device: str) -> Program:
         """The same program with its tensors on another device."""
         moved: dict[str, Any] = {
-            name: value.to(device)
-            for name in Program.__dataclass_fields__
-            if isinstance(value := getattr(self, name), Tensor)
+            name: value.to(device) for name in Program.__dataclass_fields__ if isinstance(value := getattr(self, name), Tensor)
         }
         return replace(self, **moved)
 

@@ -36,7 +36,9 @@ def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
         more, less = positive[start:stop], negative[start:stop]
         base = program.constant[start:stop]
         low[:, start:stop] = torch.maximum(low[:, start:stop], first @ more.T + last @ less.T + inputs_low[start:stop] + base)
-        high[:, start:stop] = torch.minimum(high[:, start:stop], last @ more.T + first @ less.T + inputs_high[start:stop] + base)
+        high[:, start:stop] = torch.minimum(
+            high[:, start:stop], last @ more.T + first @ less.T + inputs_high[start:stop] + base
+        )
         first, last = program.values(low), program.values(high)
     return low, high, (low > high).any(-1)
 

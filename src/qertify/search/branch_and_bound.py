@@ -40,10 +40,16 @@ class Closure(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LeafAnswer:
-    """``counterexample`` is a replayed input, flattened codes, when there is one."""
+    """What a leaf holds.
+
+    Attributes:
+        counterexample: a replayed input, when there is one.
+        by: who says so: "enumeration" or the name of a solver.
+    """
 
     closure: Closure
     counterexample: IntegerArray | None = None
+    by: str = ""
 
 
 Replay = Callable[[Tensor], IntegerArray | None]
@@ -61,7 +67,7 @@ class SearchTree:
         case: the node's case.
         split: (unit, threshold, side) that made the node from its parent, side −1 for z ≤ threshold − 1 and +1 for
             z ≥ threshold; None for roots and for bisected cases.
-        closed_by: "bound" with (multipliers, bits), "interval", "solver", "split", or "open".
+        closed_by: "bound" with (multipliers, bits), "interval", the name of a leaf solver, "split", or "open".
     """
 
     parent: list[int] = field(default_factory=list[int])
@@ -86,17 +92,16 @@ class SearchOutcome:
         proved: every domain is closed.
         counterexample: flattened input codes, replayed; or None.
         nodes: domains bounded.
-        used_solver: whether an exact solver closed a leaf.
+        leaf_solvers: who closed leaves.
         margin: least proved margin among the open domains (None when none is open or bounded).
         nearest: the case of that domain.
         tree: the search tree, if it was kept.
-        multiplier_rows: kept proofs are in `tree`.
     """
 
     proved: bool
     counterexample: IntegerArray | None
     nodes: int
-    used_solver: bool
+    leaf_solvers: frozenset[str]
     margin: float | None
     nearest: Case | None
     tree: SearchTree | None
@@ -170,7 +175,7 @@ class BranchAndBound:
         self._stuck: list[_Open] = []
         self._counter = 0
         self._nodes = 0
-        self._used_solver = False
+        self._leaf_solvers: set[str] = set()
         row_bytes = 16 * len(program.units) + 512
         self._dive_above = DIVE_ABOVE if memory is None else max(BATCH, min(DIVE_ABOVE, memory // row_bytes // 2))
         self._diving = False
@@ -220,7 +225,7 @@ class BranchAndBound:
             proved=counterexample is None and not left and not self._waiting,
             counterexample=counterexample,
             nodes=self._nodes,
-            used_solver=self._used_solver,
+            leaf_solvers=frozenset(self._leaf_solvers),
             margin=None if worst is None else worst.margin,
             nearest=self._waiting[0][0] if worst is None and self._waiting else None if worst is None else worst.case,
             tree=self._tree,
@@ -230,7 +235,9 @@ class BranchAndBound:
         """Bound domains, drop the closed ones, queue the rest with their branches."""
         self._waiting = self._waiting[len(batch) :]
         cases = [item[0] for item in batch]
-        low, high, empty = propagate(self._program, torch.stack([item[1] for item in batch]), torch.stack([item[2] for item in batch]))
+        low, high, empty = propagate(
+            self._program, torch.stack([item[1] for item in batch]), torch.stack([item[2] for item in batch])
+        )
         self._nodes += len(batch)
         if self._tree is not None:
             for row in torch.nonzero(empty)[:, 0].tolist():
@@ -275,7 +282,11 @@ class BranchAndBound:
         point = {index: float(z[unit]) for index, unit in outputs.items()}
         parts = self._splitter.levels(case)
         return min(
-            max(max((point[i] - b for i, b in part.upper), default=0.0), max((b - point[i] for i, b in part.lower), default=0.0), 0.0)
+            max(
+                max((point[i] - b for i, b in part.upper), default=0.0),
+                max((b - point[i] for i, b in part.lower), default=0.0),
+                0.0,
+            )
             for part in parts
         )
 
@@ -311,8 +322,8 @@ class BranchAndBound:
                 if answer.closure is Closure.COUNTEREXAMPLE:
                     return answer.counterexample
                 if answer.closure is Closure.EMPTY:
-                    self._used_solver = True
-                    self._mark(item, "solver")
+                    self._leaf_solvers.add(answer.by)
+                    self._mark(item, answer.by)
                 else:
                     self._stuck.append(item)
             else:

@@ -56,4 +56,3 @@ def choose(program: Program, domains: Domains, relaxation: Relaxation) -> Branch
     unit = score.argmax(-1)
     rows = torch.arange(len(domains), device=unit.device)
     return Branches(unit, threshold[rows, unit], cheat[rows, unit] * free[rows, unit], ~free.any(-1))
-

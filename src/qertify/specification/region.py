@@ -35,6 +35,11 @@ class IntegerBox:
     def clip(self, x: IntegerArray) -> IntegerArray:
         return np.clip(x, self.low, self.high)
 
+    def points(self) -> IntegerArray:
+        """Every point, (size, *input shape). Check `size` first."""
+        axes = [np.arange(a, b + 1) for a, b in zip(self.low.reshape(-1), self.high.reshape(-1), strict=True)]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, *self.low.shape)
+
     @property
     def size(self) -> int:
         """Number of points, an exact Python integer."""

@@ -1,0 +1,75 @@
+"""Counterexample search by signed gradients through the staircases (straight-through), batched over cases and restarts.
+
+The forward pass is exact (integers); the backward pass replaces every staircase by the line through its thresholds.
+(Straight-through gradients: Bengio et al., 2013; projected signed steps: Madry et al., ICLR 2018.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qertify.bounds.dual import Domains
+from qertify.bounds.program import Program
+
+LEAK = 0.05
+"""Slope outside a staircase's range, relative to inside: lets saturated units recover."""
+
+
+def forward(program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Accumulators and values at integer inputs, exact: x (batch, n) → z and y, both (batch, N)."""
+    base = program.constant + x @ program.input_matrix.T
+    z, y = base, torch.zeros_like(base)
+    for start, stop in program.blocks:
+        if start:
+            z = base + y @ program.unit_matrix.T
+        y[:, start:stop] = program.values(z)[:, start:stop]
+    return z, y
+
+
+def gradient(program: Program, z: Tensor, y: Tensor, objective: Tensor) -> Tensor:
+    """Straight-through gradient of objective·z with respect to the inputs, (batch, n)."""
+    width = torch.isfinite(program.thresholds).sum(-1)
+    inside = (y > program.first_value) & (y < program.first_value + width)
+    slope = torch.where(inside, 1.0, LEAK) / program.spacing * program.has_value
+    weight = objective.clone()
+    for start, stop in reversed(program.blocks):
+        weight[:, start:stop] += (weight @ program.unit_matrix[:, start:stop]) * slope[:, start:stop]
+    return weight @ program.input_matrix
+
+
+def signed_gradient(program: Program, domains: Domains, starts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Descend on the objective of every domain from every start.
+
+    Args:
+        domains: one a goal; only the objectives are used.
+        starts: (starts, n) integer inputs inside the box.
+        steps: number of gradient steps.
+
+    Returns:
+        the best inputs of each (domain, start), (domains·starts, n), and their objectives.
+    """
+    count, width = len(domains), program.input_high - program.input_low
+    x = starts.repeat(count, 1)
+    objective = domains.objective.repeat_interleave(len(starts), 0)
+    best_x, best = x, torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    for step in range(steps + 1):
+        z, y = forward(program, x)
+        reached = (objective * z).sum(-1)
+        better = reached < best
+        best_x, best = torch.where(better[:, None], x, best_x), torch.where(better, reached, best)
+        if step < steps:
+            stride = (width * (1 - step / steps) / 2).ceil().clamp(min=1)
+            x = x - stride * gradient(program, z, y, objective).sign()
+            x = torch.minimum(torch.maximum(x, program.input_low), program.input_high)
+    return best_x, best
+
+
+def random_starts(program: Program, count: int, generator: torch.Generator) -> Tensor:
+    """The centre, then half random corners and half random points; integers, (count, n)."""
+    low, high = program.input_low, program.input_high
+    mix = torch.rand(count, len(low), generator=generator, dtype=torch.float64).to(low.device)
+    mix[: count // 2] = mix[: count // 2].round()
+    points = torch.floor(low + mix * (high - low) + 0.5)
+    points[0] = torch.floor((low + high) / 2)
+    return torch.minimum(torch.maximum(points, low), high)

@@ -1,0 +1,50 @@
+"""Every engine against exhaustive enumeration."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from qertify.options import Method, Options
+from qertify.queries.robustness import local_robustness, verify
+from qertify.result import Verdict
+from qertify.specification.property import Ties
+from tests.oracle.random_networks import random_network, violated_somewhere
+
+CASES = 700
+
+
+def _queries(seed: int, count: int):
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        network = random_network(generator)
+        centre = generator.integers(network.input.low, network.input.high + 1, size=network.input_shape)
+        target = None
+        ties = list(Ties)[int(generator.integers(3))]
+        query = local_robustness(network, centre, int(generator.integers(0, 4)), ties=ties)
+        label = query.property.label
+        if generator.random() < 0.3:
+            target = int(generator.choice([j for j in range(network.output_size) if j != label]))
+            query = local_robustness(network, centre, int(query.radius), target=target, ties=ties)
+        yield query
+
+
+@pytest.mark.parametrize("method", [Method.AUTO, Method.BAB, Method.ATTACK, Method.BOUNDS])
+def test_engines_agree_with_enumeration(method: Method) -> None:
+    seen: Counter[Verdict] = Counter()
+    for number, query in enumerate(_queries(list(Method).index(method), CASES)):
+        result = verify(query, Options(method=method, seed=number))
+        seen[result.verdict] += 1
+        if result.verdict is Verdict.MISCLASSIFIED:
+            continue
+        truth = violated_somewhere(query.network, query.region, query.property)
+        if result.verdict is Verdict.ROBUST:
+            assert not truth, f"query {number}: wrong robust ({result.evidence})"
+        if result.verdict is Verdict.NON_ROBUST:
+            assert truth
+    assert seen[Verdict.ROBUST if method is not Method.ATTACK else Verdict.NON_ROBUST] > CASES // 10
+    print(method, dict(seen))
+    if method in (Method.AUTO, Method.BAB):
+        assert seen[Verdict.UNKNOWN] == 0

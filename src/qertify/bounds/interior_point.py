@@ -18,7 +18,9 @@ from torch import Tensor
 from qertify.bounds.dual import Domains, corners, value
 from qertify.bounds.program import Program
 
-ITERATIONS = 14
+ITERATIONS = 12
+OUTER_LIMIT = 1 << 25
+"""Largest number of entries of the table of outer products (256 MiB of float64)."""
 STEP_FRACTION = 0.97
 REGULARIZATION = 1e-9
 _INFINITY = torch.tensor(torch.inf, dtype=torch.float64)
@@ -60,17 +62,47 @@ def _longest(value_: Tensor, change: Tensor) -> Tensor:
     return ratio.flatten(1).amin(1)
 
 
+class _InputNormal:
+    """input_matrix · diag(d) · input_matrixᵀ for a batch of d.
+
+    As long as the table fits, all outer products of the matrix's columns are kept, so that one matrix product gives the
+    lower triangles of the whole batch: several times faster than scaling the matrix once a domain.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.matrix = program.input_matrix
+        self.used = torch.nonzero(self.matrix.abs().amax(1) > 0 if self.matrix.shape[1] else torch.zeros(0))[:, 0]
+        self.count = self.matrix.shape[0]
+        rows = len(self.used)
+        pairs = rows * (rows + 1) // 2
+        self.table: Tensor | None = None
+        if pairs * self.matrix.shape[1] <= OUTER_LIMIT:
+            self.first, self.second = torch.tril_indices(rows, rows, device=self.matrix.device)
+            used = self.matrix[self.used]
+            self.table = (used[self.first] * used[self.second]).T.contiguous()
+
+    def __call__(self, d: Tensor) -> Tensor:
+        """(batch, n) → (batch, N, N)."""
+        if self.table is None:
+            return (self.matrix[None] * d[:, None, :]) @ self.matrix.T
+        result = torch.zeros(len(d), self.count, self.count, dtype=d.dtype, device=d.device)
+        triangle = d @ self.table
+        first, second = self.used[self.first], self.used[self.second]
+        result[:, first, second] = triangle
+        result[:, second, first] = triangle
+        return result
+
+
 class _Iterate:
     """The primal-dual point of a batch of domains. Primal: x, w. Dual: λ, with slacks p, q of the input bounds, s of w."""
 
-    def __init__(self, program: Program, domains: Domains) -> None:
-        self.program, self.domains = program, domains
+    def __init__(self, program: Program, domains: Domains, input_normal: _InputNormal) -> None:
+        self.program, self.domains, self.input_normal = program, domains, input_normal
         self.z, self.y = corners(program, domains.low, domains.high)
         batch, units, corner_count = self.z.shape
         self.multipliers = initial_multipliers(program, domains)
-        width = program.input_high - program.input_low
+        self.linked = bool(program.unit_matrix.any())
         self.x = ((program.input_low + program.input_high) / 2).expand(batch, -1).clone()
-        self.margin = torch.zeros_like(width)
         self.w = torch.full((batch, units, corner_count), 1 / corner_count, dtype=torch.float64, device=self.z.device)
         inputs, cost = self._costs()
         shift = inputs.abs().mean(-1, keepdim=True) * 0.3 + 1e-6
@@ -113,9 +145,11 @@ class _Iterate:
         off_y, off_z = self.y - centre_y[..., None], self.z - centre_z[..., None]
         d_off_y = d * off_y
         yy, yz, zz = (d_off_y * off_y).sum(-1), (d_off_y * off_z).sum(-1), (d * off_z * off_z).sum(-1)
-        mixed = units[None] * yz[:, None, :]
-        normal = (inputs[None] * freedom[:, None, :]) @ inputs.T + (units[None] * yy[:, None, :]) @ units.T
-        normal = normal - mixed - mixed.mT + torch.diag_embed(zz)
+        normal = self.input_normal(freedom)
+        if self.linked:
+            mixed = units[None] * yz[:, None, :]
+            normal = normal + (units[None] * yy[:, None, :]) @ units.T - mixed - mixed.mT
+        torch.diagonal(normal, dim1=1, dim2=2).add_(zz)
         scale = torch.diagonal(normal, dim1=1, dim2=2).clamp(min=1e-12).rsqrt()
         normal = normal * scale[:, :, None] * scale[:, None, :]
         torch.diagonal(normal, dim1=1, dim2=2).add_(REGULARIZATION)
@@ -153,40 +187,48 @@ class _Iterate:
         self.p, self.q, self.s = self.p + dual * dp, self.q + dual * dq, self.s + dual[..., None] * ds
 
 
-def relax(program: Program, domains: Domains, iterations: int = ITERATIONS) -> Relaxation:
-    """Search for the best multipliers of a batch of domains.
+class InteriorPoint:
+    """Searches multipliers for one program; keeps what depends on the program only."""
 
-    A domain leaves the batch as soon as its bound passes the limit, or can't be expected to any more.
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._input_normal = _InputNormal(program)
 
-    Args:
-        iterations: most interior-point steps.
-    """
-    iterate = _Iterate(program, domains)
-    batch = len(domains)
-    best = value(program, domains, iterate.z, iterate.y, iterate.multipliers)
-    result = Relaxation(iterate.multipliers.clone(), best, iterate.x.clone(), *_means(iterate))
-    alive = torch.arange(batch, device=best.device)
-    for _ in range(iterations):
-        iterate.advance()
-        bound = value(program, iterate.domains, iterate.z, iterate.y, iterate.multipliers)
-        finite = torch.isfinite(bound) & torch.isfinite(iterate.gap())
-        improved = finite & (bound > result.bound[alive])
-        where = alive[improved]
-        result.multipliers[where] = iterate.multipliers[improved]
-        result.bound[where] = bound[improved]
-        where = alive[finite]
-        result.inputs[where] = iterate.x[finite]
-        mean_z, mean_y = _means(iterate)
-        result.z[where], result.y[where] = mean_z[finite], mean_y[finite]
-        lack = iterate.domains.limit - result.bound[alive]
-        gap = iterate.gap()
-        active = finite & (lack > -1) & (gap > 1e-3) & (gap > 0.02 * lack)
-        if not bool(active.any()):
-            break
-        if not bool(active.all()):
-            alive = alive[active]
-            iterate.pick(active)
-    return result
+    def relax(self, domains: Domains, iterations: int = ITERATIONS) -> Relaxation:
+        """Search for the best multipliers of a batch of domains.
+
+        A domain leaves the batch as soon as its bound passes the limit, or can't be expected to any more.
+
+        Args:
+            iterations: most interior-point steps.
+        """
+        program = self._program
+        iterate = _Iterate(program, domains, self._input_normal)
+        batch = len(domains)
+        best = value(program, domains, iterate.z, iterate.y, iterate.multipliers)
+        result = Relaxation(iterate.multipliers.clone(), best, iterate.x.clone(), *_means(iterate))
+        alive = torch.arange(batch, device=best.device)
+        for _ in range(iterations):
+            iterate.advance()
+            bound = value(program, iterate.domains, iterate.z, iterate.y, iterate.multipliers)
+            finite = torch.isfinite(bound) & torch.isfinite(iterate.gap())
+            improved = finite & (bound > result.bound[alive])
+            where = alive[improved]
+            result.multipliers[where] = iterate.multipliers[improved]
+            result.bound[where] = bound[improved]
+            where = alive[finite]
+            result.inputs[where] = iterate.x[finite]
+            mean_z, mean_y = _means(iterate)
+            result.z[where], result.y[where] = mean_z[finite], mean_y[finite]
+            lack = iterate.domains.limit - result.bound[alive]
+            gap = iterate.gap()
+            active = finite & (lack > -1) & (gap > 1e-3) & (gap > 0.1 * lack)
+            if not bool(active.any()):
+                break
+            if not bool(active.all()):
+                alive = alive[active]
+                iterate.pick(active)
+        return result
 
 
 def _means(iterate: _Iterate) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qertify.bounds.dual import Domains, prove
-from qertify.bounds.interior_point import relax
+from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program
 
 BATCH = 256
@@ -57,6 +57,7 @@ def tighten(program: Program) -> Program:
     The result's accumulator ranges hold on the whole box: each was proved in integers.
     """
     for start, stop in program.blocks[1:]:
+        relaxer = InteriorPoint(program)
         chosen = torch.arange(start, stop)
         low, high = program.low.clone(), program.high.clone()
         for sign in (1.0, -1.0):
@@ -66,7 +67,7 @@ def tighten(program: Program) -> Program:
                 objective[torch.arange(count), part] = sign
                 limit = (program.high if sign > 0 else -program.low)[part]
                 domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
-                bound = prove(program, domains, relax(program, domains).multipliers).margin + limit + 1
+                bound = prove(program, domains, relaxer.relax(domains).multipliers).margin + limit + 1
                 if sign > 0:
                     low[part] = torch.maximum(low[part], bound)
                 else:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from qertify.bounds.dual import Domains, Proof, prove
-from qertify.bounds.interior_point import relax
+from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program
 from qertify.bounds.tighten import propagate
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import choose
 from qertify.specification.cases import Case, CaseSplitter
 
-BATCH = 96
+BATCH = 192
 DIVE_ABOVE = 20_000
 """Open domains above which the search goes deep instead of wide, to bound memory."""
 
@@ -170,6 +170,7 @@ class BranchAndBound:
         memory: int | None = None,
     ) -> None:
         self._program, self._splitter, self._replay, self._leaf = program, splitter, replay, leaf
+        self._relaxer = InteriorPoint(program)
         self._tree = SearchTree() if keep_tree else None
         self._queue: list[tuple[float, int, _Open]] = []
         self._stuck: list[_Open] = []
@@ -246,7 +247,7 @@ class BranchAndBound:
         if not len(kept):
             return None
         domains = Domains(low[kept], high[kept], *_objectives(self._program, [cases[row] for row in kept.tolist()]))
-        relaxation = relax(self._program, domains)
+        relaxation = self._relaxer.relax(domains)
         proof = prove(self._program, domains, relaxation.multipliers)
         self._record(proof, [batch[row][4] for row in kept.tolist()])
         is_open = proof.margin < 0

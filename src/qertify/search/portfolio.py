@@ -16,7 +16,7 @@ from torch import Tensor
 from qertify.attack.gradient import random_starts, signed_gradient
 from qertify.attack.lattice import descend
 from qertify.bounds.dual import prove
-from qertify.bounds.interior_point import relax
+from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program, compile_program
 from qertify.bounds.tighten import tighten
 from qertify.errors import ReplayError, UnsupportedModelError
@@ -227,7 +227,7 @@ def _dual(state: _State) -> None:
     if state.cases:
         domains = root_domains(program, list(state.cases))
         feasible = (domains.low <= domains.high).all(-1)
-        relaxation = relax(program, domains)
+        relaxation = InteriorPoint(program).relax(domains)
         proof = prove(program, domains, relaxation.multipliers)
         closed = (proof.margin >= 0) | ~feasible
         worst = int(proof.margin.argmin())

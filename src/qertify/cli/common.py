@@ -1,0 +1,61 @@
+"""Flags that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qertify.errors import InvalidInputError
+from qertify.importers.registry import ImportOptions
+
+
+class Weights(str, Enum):
+    """Spelled here too, so that parsing needs no importer."""
+
+    VERIFIER = "verifier"
+    TENSORFLOW = "tensorflow"
+
+
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Model file, its format by its suffix.", show_default=False)
+]
+BitsOption = Annotated[int | None, typer.Option("--bits", help="Quantization bits of an .h5 model.", show_default=False)]
+InputBitsOption = Annotated[
+    int | None, typer.Option("--input-bits", help="Bits of an input code of an .h5 model (8 if not given).", show_default=False)
+]
+WeightsOption = Annotated[
+    Weights | None,
+    typer.Option("--weights", help="How an .h5 model's weights become codes (verifier if not given).", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+INPUT_HELP = "FILE, FILE[17] or FILE[0:10]: .npy, .npz or idx data."
+
+
+def import_options(bits: int | None, input_bits: int | None, weights: Weights | None) -> ImportOptions:
+    """The model flags as one value."""
+    return ImportOptions(bits, input_bits, None if weights is None else weights.value)
+
+
+def check_writable(path: Path | None, suffix: str, flag: str) -> None:
+    """Fail before the work rather than after it.
+
+    Raises:
+        InvalidInputError: another suffix, or a folder that does not exist or can't be written.
+    """
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise InvalidInputError(f"{flag} {path}: the file's name must end with {suffix}")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise InvalidInputError(f"{flag} {path}: can't write there")
+
+
+def say(line: str) -> None:
+    """One line for the human, on stderr."""
+    print(line, file=sys.stderr, flush=True)

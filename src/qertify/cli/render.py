@@ -1,0 +1,88 @@
+"""Answers as text, from their JSON form: the supervisor prints drafts with the same code."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+EVIDENCE = {
+    "exact_bounds": "integer bounds, no search needed",
+    "exact_search": "a search tree whose every leaf is closed by integer bounds",
+    "exact_solver": "a search in which an integer solver closed what was left",
+    "solver_claim": "a floating-point solver's claim, accepted on request; not a proof",
+    "replayed_counterexample": "a counterexample, replayed in exact integers",
+}
+REASONS = {
+    "timeout": "the time limit was reached",
+    "memory": "the memory limit was reached",
+    "solver_claim": "only a floating-point solver claims robustness, which is no proof",
+    "enclosure": "the runtime's arithmetic is only known within bounds, which are too wide here",
+    "arithmetic": "overflow of the accumulators is not excluded",
+    "unsupported": "the chosen method can't decide this question",
+    "interrupted": "interrupted",
+    "worker_lost": "a worker process was lost",
+}
+_COLOURS = {"robust": "32", "non_robust": "31", "misclassified": "31", "unknown": "33"}
+
+
+def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
+    """The text for stdout.
+
+    Args:
+        answer: `Result.to_json`.
+        as_json: one JSON object instead of readable lines.
+        colour: whether stdout is a terminal.
+    """
+    if as_json:
+        return json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n"
+    verdict = answer["verdict"]
+    head, _, tail = _headline(answer).partition(":")
+    if colour:
+        head = f"\x1b[1;{_COLOURS[verdict]}m{head}\x1b[0m"
+    lines = [f"{head}:{tail}"]
+    if verdict == "unknown":
+        if answer["bound_reached"] is not None:
+            lines.append(f"  closest     class {answer['nearest_class']} stays {-answer['bound_reached']} short of excluded")
+    elif answer["evidence"]:
+        lines.append(f"  evidence    {EVIDENCE[answer['evidence']]} ({answer['evidence']})")
+    if found := answer["counterexample"]:
+        lines.append(f"  predicted   {found['predicted']} instead of {answer['label']}")
+        lines.append(f"  change      at most {found['distance']} level(s) an input")
+        lines.append(f"  outputs     {_numbers(found['outputs'])}")
+        lines.append(f"  replayed    {found['replayed_on']} evaluator")
+    nodes = f", {answer['nodes']} domains" if answer["nodes"] else ""
+    solver = f" with {answer['solver']}" if answer["solver"] else ""
+    lines.append(f"  effort      {answer['method']}{solver}{nodes}, {answer['seconds']:.2f} s")
+    return "\n".join(lines) + "\n"
+
+
+def _headline(answer: dict[str, Any]) -> str:
+    label, target = answer["label"], answer["target"]
+    within = f"within {amount(answer['radius'], answer['radius_unit'])} of the given one"
+    match answer["verdict"]:
+        case "robust":
+            against = "" if target is None else f" against class {target}"
+            return f"ROBUST: class {label} wins{against} at every input {within}"
+        case "non_robust":
+            found = answer["counterexample"]
+            outcome = (
+                f"is predicted as {found['predicted']}" if target is None else f"lets class {target} overtake class {label}"
+            )
+            return f"NOT ROBUST: an input {within} {outcome}"
+        case "misclassified":
+            return f"MISCLASSIFIED: the given input itself is predicted as {answer['predicted']}, its label is {label}"
+        case _:
+            return f"UNKNOWN: {REASONS[answer['reason']]}"
+
+
+def amount(radius: str, unit: str) -> str:
+    """A radius with its unit, as one says it."""
+    names = {"levels": "level", "pixel": "pixel step"}
+    if unit not in names:
+        return f"{radius} ({unit})"
+    return f"{radius} {names[unit]}{'' if radius == '1' else 's'}"
+
+
+def _numbers(values: list[int]) -> str:
+    shown = " ".join(str(value) for value in values[:16])
+    return shown if len(values) <= 16 else f"{shown} … ({len(values)} in all)"

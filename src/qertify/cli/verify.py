@@ -1,0 +1,171 @@
+"""``qertify verify``: is one input robust?"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qertify.cli.common import (
+    INPUT_HELP,
+    BitsOption,
+    InputBitsOption,
+    JsonOption,
+    ModelArgument,
+    VerboseOption,
+    WeightsOption,
+    check_writable,
+    import_options,
+    say,
+)
+from qertify.cli.render import render_answer
+from qertify.cli.supervisor import Channel
+from qertify.errors import InvalidInputError
+from qertify.options import Method, Options
+from qertify.result import Reason, Result, Verdict
+from qertify.specification.property import Ties
+from qertify.specification.units import Unit
+
+if TYPE_CHECKING:
+    from qertify.queries.robustness import RobustnessQuery
+
+EXIT_STATUS = {Verdict.ROBUST: 0, Verdict.NON_ROBUST: 1, Verdict.MISCLASSIFIED: 1, Verdict.UNKNOWN: 3}
+
+
+def verify_command(
+    context: typer.Context,
+    model: ModelArgument,
+    input_: Annotated[str, typer.Option("--input", "-i", metavar="X", help=INPUT_HELP, show_default=False)],
+    radius: Annotated[str | None, typer.Option(metavar="R", help="Radius: 3, 2/255, 0.03.", show_default=False)] = None,
+    radius_unit: Annotated[Unit, typer.Option(help="What a radius of one means.")] = Unit.LEVELS,
+    lower: Annotated[str | None, typer.Option(metavar="L", help="Lower bounds of a box, instead of --radius.")] = None,
+    upper: Annotated[str | None, typer.Option(metavar="U", help="Upper bounds of a box, instead of --radius.")] = None,
+    input_range: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="LO HI", help="Cut the region to these input codes.", show_default=False)
+    ] = None,
+    label: Annotated[int | None, typer.Option(metavar="K", help="The true class; the predicted one if not given.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="FILE", help="Take the label from here, at the input's row.")] = None,
+    target: Annotated[int | None, typer.Option(metavar="J", help="Only ask whether class J can overtake the label.")] = None,
+    ties: Annotated[Ties, typer.Option(help="Who wins a tie.")] = Ties.FIRST,
+    bits: BitsOption = None,
+    input_bits: InputBitsOption = None,
+    weights: WeightsOption = None,
+    method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
+    solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
+    device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
+    accept_solver_claims: Annotated[
+        bool, typer.Option("--accept-solver-claims", help="Report a floating-point solver's claim as robust.")
+    ] = False,
+    save_counterexample: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="Save a counterexample's input codes.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Decide whether every input near X keeps its class. Exit status: 0 robust, 1 not, 2 unusable input, 3 unknown."""
+    channel: Channel = context.obj
+    options = Options(
+        method=method,
+        solver=solver,
+        timeout=_finite(timeout, "timeout", "seconds"),
+        memory=None if memory is None else int(_finite(memory, "memory limit", "gigabytes") * 1e9),
+        seed=seed,
+        device=device,
+        accept_solver_claims=accept_solver_claims,
+    )
+    check_writable(save_counterexample, ".npy", "--save-counterexample")
+    channel.limit(options.timeout, options.memory)
+    stopped = Result(
+        "", "", Verdict.UNKNOWN, -1, radius or "", radius_unit.value, 0.0, method.value,
+        reason=Reason.TIMEOUT, target=target, ties=ties.value,
+    )  # fmt: skip
+    channel.draft({**stopped.to_json(), "label": label, "model_digest": None, "runtime_profile": None}, as_json)
+
+    # the engines' array library takes a second to import: parsed and bad flags don't wait for it
+    from qertify.cli.question import LabelFlags, RegionFlags, ask
+    from qertify.queries.robustness import describe_region
+
+    query = ask(
+        model,
+        import_options(bits, input_bits, weights),
+        input_,
+        RegionFlags(radius, radius_unit, lower, upper, input_range),
+        LabelFlags(label, labels, target, ties),
+    )
+    stopped = replace(
+        stopped,
+        model_digest=query.network.digest,
+        runtime_profile=query.network.runtime_profile,
+        label=query.property.label,
+        radius=str(query.radius),
+        region=describe_region(query),
+    )
+    channel.draft(stopped.to_json(), as_json)
+    result = _decide(query, options, channel, verbose)
+    answer = result.to_json()
+    if result.counterexample is not None and result.counterexample.input is None:  # here input codes are the inputs
+        answer["counterexample"]["input"] = answer["counterexample"]["levels"]
+    if save_counterexample is not None:
+        _save(save_counterexample, result, query.network.input_shape)
+    channel.finish(render_answer(answer, as_json, sys.stdout.isatty()))
+    return EXIT_STATUS[result.verdict]
+
+
+def _finite(value: Any, what: str, unit: str) -> Any:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise InvalidInputError(f"{what} {value} must be a positive number of {unit}")
+    return value
+
+
+def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose: bool) -> Result:
+    """Run the engines on what is left of the time."""
+    from qertify.queries.robustness import verify
+
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InvalidInputError("device 'cuda' is not available on this machine")
+    left = channel.limit(options.timeout, options.memory)
+    with _status(verbose) as show:
+
+        def progress(line: str) -> None:
+            channel.progress(line)
+            show(line)
+
+        return verify(query, options if left is None else replace(options, timeout=max(left, 1e-3)), progress)
+
+
+@contextmanager
+def _status(verbose: bool) -> Generator[Callable[[str], None]]:
+    """A live line on a terminal, plain lines with -v, nothing otherwise."""
+    if verbose:
+        yield say
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status("deciding …") as status:
+            yield lambda line: status.update(line)
+    else:
+        yield lambda _: None
+
+
+def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:
+    """Save the counterexample's codes in the input's shape, as bytes if they fit."""
+    import numpy as np
+
+    if result.counterexample is None:
+        say(f"no counterexample, so {path} is not written")
+        return
+    codes = np.array(result.counterexample.levels).reshape(shape)
+    small = codes.min() >= 0 and codes.max() <= 255
+    np.save(path, codes.astype(np.uint8 if small else np.int64))

@@ -1,0 +1,280 @@
+"""Input rows and labels from files: .npy, .npz and idx. Nothing is unpickled and no header is trusted with memory.
+
+A file may be followed by a selection: ``FILE[17]`` is one row, ``FILE[0:10]`` a slice, ``FILE.npz[name]`` one array of an
+archive, ``FILE.npz[name][17]`` a row of it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qertify.errors import InvalidInputError
+from qertify.network.network import Network
+from qertify.network.tensor import IntegerArray
+
+SIZE_LIMIT = 4 << 30
+"""Largest array that is read, in bytes."""
+_SELECTION = re.compile(r"^(?P<rest>.*)\[(?P<inside>[^\[\]]*)\]$", re.DOTALL)
+_ROWS = re.compile(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?")
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file and what of it is meant.
+
+    Attributes:
+        path: the file.
+        key: name of an array in an .npz file, or None.
+        rows: "17", "0:10", or None for everything.
+    """
+
+    path: Path
+    key: str | None = None
+    rows: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Input codes ready for the evaluator.
+
+    Attributes:
+        codes: int64, shape (rows, *input shape).
+        index: int64, shape (rows,): each row's position in its file, to find its label.
+        saturated: number of pixels that were cut to the largest input code.
+    """
+
+    codes: IntegerArray
+    index: IntegerArray
+    saturated: int = 0
+
+
+def parse_source(text: str) -> Source:
+    """Split ``FILE[key][rows]``. A file whose name holds the brackets itself wins.
+
+    Raises:
+        InvalidInputError: no such file, or a selection that is neither a row, a slice, nor a name in an .npz file.
+    """
+    rest, selections = text, list[str]()
+    while not Path(rest).exists() and (found := _SELECTION.match(rest)):
+        rest, selections = found["rest"], [found["inside"], *selections]
+    path = Path(rest)
+    if not path.exists():
+        raise InvalidInputError(f"{rest}: no such file")
+    if path.is_dir():
+        raise InvalidInputError(f"{rest}: is a directory")
+    key = None
+    if selections and path.suffix == ".npz" and not _ROWS.fullmatch(selections[0]):
+        key, *selections = selections
+    if len(selections) > 1 or any(not _ROWS.fullmatch(selection) or selection == "" for selection in selections):
+        raise InvalidInputError(f"'{text}': a selection is a row like [17] or a slice like [0:10]")
+    return Source(path, key, selections[0] if selections else None)
+
+
+def read_rows(text: str, network: Network) -> Rows:
+    """Input codes of the rows that ``FILE``, ``FILE[17]`` or ``FILE[0:10]`` names.
+
+    Integers are codes; floating-point values are accepted where they hold exact integers. Rows are reshaped if that moves no
+    element: from or to one flat axis, or between shapes that differ in axes of length one. 8-bit images for a
+    network with fewer input bits are saturated: code = min(pixel, 2^bits − 1).
+
+    Raises:
+        InvalidInputError: unreadable or damaged file, wrong shape, type or range, NaN or fractions, no row.
+    """
+    source = parse_source(text)
+    array, is_image = _read(source)
+    shape = network.input_shape
+    single = source.rows is None and array.size == prod(shape) and _fits(array.shape, shape)
+    index, picked = (np.zeros(1, dtype=np.int64), array[None]) if single else _pick(source, array)
+    if not len(picked):
+        raise InvalidInputError(f"'{text}' selects no row")
+    if not _fits(picked.shape[1:], shape):
+        raise InvalidInputError(f"'{text}': a row has shape {picked.shape[1:]}, but the network reads {shape}")
+    codes = _integers(text, picked).reshape(len(picked), *shape)
+    low, high = network.input.low, network.input.high
+    saturated = 0
+    if is_image and low == 0 and high < 255:
+        saturated = int(np.count_nonzero(codes > high))
+        codes = np.minimum(codes, high)
+    if int(codes.min()) < low or int(codes.max()) > high:
+        raise InvalidInputError(f"'{text}': codes {codes.min()} … {codes.max()} leave the valid range {low} … {high}")
+    return Rows(codes, index, saturated)
+
+
+def read_row(text: str, network: Network) -> Rows:
+    """As `read_rows`, for exactly one row.
+
+    Raises:
+        InvalidInputError: also if there are several rows.
+    """
+    rows = read_rows(text, network)
+    if len(rows.codes) != 1:
+        raise InvalidInputError(f"'{text}' holds {len(rows.codes)} rows; name one, as in {text}[0]")
+    return rows
+
+
+def read_labels(text: str, index: IntegerArray) -> IntegerArray:
+    """Labels of the rows at ``index``, or of the rows that the text itself selects; int64 (rows,).
+
+    Raises:
+        InvalidInputError: unreadable file, not a list of integers, or fewer labels than rows.
+    """
+    source = parse_source(text)
+    array, _ = _read(source)
+    labels = _integers(text, array.reshape(-1) if array.ndim != 1 and max(array.shape, default=0) == array.size else array)
+    if labels.ndim != 1:
+        raise InvalidInputError(f"'{text}': labels must be a list of integers, not of shape {labels.shape}")
+    if source.rows is not None:
+        _, labels = _pick(source, labels)
+        if len(labels) != len(index):
+            raise InvalidInputError(f"'{text}' selects {len(labels)} label(s) for {len(index)} row(s)")
+        return labels
+    if len(index) and int(index.max()) >= len(labels):
+        raise InvalidInputError(f"'{text}' holds {len(labels)} labels, but row {index.max()} is asked for")
+    return labels[index]
+
+
+def read_box_bound(text: str, network: Network) -> IntegerArray:
+    """One bound of an input box: a single row of codes in the network's input shape."""
+    return read_row(text, network).codes[0]
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether reshaping moves no element: flat on one side, or equal but for axes of length one."""
+    if prod(shape) != prod(wanted):
+        return False
+    squeezed, other = ([size for size in axes if size != 1] for axes in (shape, wanted))
+    return squeezed == other or len(squeezed) <= 1 or len(other) <= 1
+
+
+def _pick(source: Source, array: Array) -> tuple[IntegerArray, Array]:
+    """(positions, rows) that a source selects from the first axis."""
+    if array.ndim == 0:
+        raise InvalidInputError(f"{source.path}: holds a single number, not rows")
+    positions = np.arange(len(array), dtype=np.int64)
+    if source.rows is None:
+        return positions, array
+    if ":" in source.rows:
+        first, last = (int(part) if part else None for part in source.rows.split(":"))
+        return positions[first:last], array[first:last]
+    row = int(source.rows)
+    if not -len(array) <= row < len(array):
+        raise InvalidInputError(f"{source.path}: row {row} is outside 0 … {len(array) - 1}")
+    return positions[[row]], array[[row]]
+
+
+def _integers(text: str, array: Array) -> IntegerArray:
+    """Exact integers, whatever the storage.
+
+    Raises:
+        InvalidInputError: another kind of data, NaN, infinity, fractions, or numbers beyond 64 bits.
+    """
+    match array.dtype.kind:
+        case "i" | "u":
+            if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
+                raise InvalidInputError(f"'{text}': an input code does not fit 64 bits")
+            return array.astype(np.int64)
+        case "f":
+            if not np.all(np.isfinite(array)):
+                raise InvalidInputError(f"'{text}': holds NaN or infinity")
+            if np.any(array != np.floor(array)):
+                raise InvalidInputError(f"'{text}': holds fractions, but this network reads integer codes")
+            if np.any(np.abs(array) >= 2.0**53):
+                raise InvalidInputError(f"'{text}': a number is too large to be an exact integer")
+            return array.astype(np.int64)
+        case _:
+            raise InvalidInputError(f"'{text}': holds {array.dtype}, but integer codes are needed")
+
+
+def _read(source: Source) -> tuple[Array, bool]:
+    """(array, whether it is an 8-bit image) of a file, by its content."""
+    path = source.path
+    try:
+        with path.open("rb") as file:
+            magic = file.read(8)
+            file.seek(0)
+            size = os.fstat(file.fileno()).st_size
+            if source.key is not None and not magic.startswith(b"PK"):
+                raise InvalidInputError(f"{path}: not an .npz archive, so it has no array '{source.key}'")
+            if magic.startswith(b"\x93NUMPY"):
+                array = _npy(file, size, str(path))
+            elif magic.startswith(b"PK"):
+                array = _npz(file, source)
+            elif magic.startswith(b"\x1f\x8b"):
+                with gzip.open(file) as unpacked:
+                    array = _idx(unpacked, path, None)
+            elif magic.startswith(b"\x00\x00"):
+                array = _idx(file, path, size)
+            else:
+                raise InvalidInputError(f"{path}: neither .npy, .npz nor idx data")
+    except InvalidInputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError,
+            MemoryError, KeyError, OverflowError) as error:  # fmt: skip
+        raise InvalidInputError(f"{path}: damaged or truncated ({error or type(error).__name__})") from error
+    return array, array.dtype == np.uint8
+
+
+def _npy(file: IO[bytes], size: int, name: str) -> Array:
+    """One .npy stream of ``size`` bytes; the header must account for every byte before anything is allocated."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise InvalidInputError(f"{name}: .npy version {version} is not supported")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read_header(file)
+    if dtype.kind not in "iufb":
+        raise InvalidInputError(f"{name}: holds {dtype}, but numbers are needed")
+    expected, present = prod(shape) * dtype.itemsize, size - file.tell()
+    if expected != present or expected > SIZE_LIMIT or min(shape, default=0) < 0:
+        raise InvalidInputError(f"{name}: damaged or truncated: {present} bytes of data for shape {shape} of {dtype}")
+    array = np.frombuffer(file.read(expected), dtype=dtype)
+    return array.reshape(shape, order="F" if fortran else "C")
+
+
+def _npz(file: IO[bytes], source: Source) -> Array:
+    with zipfile.ZipFile(file) as archive:
+        members = {item.filename.removesuffix(".npy"): item for item in archive.infolist()}
+        key = source.key
+        if key is None:
+            if len(members) != 1:
+                names = ", ".join(sorted(members)[:8])
+                raise InvalidInputError(f"{source.path}: holds several arrays ({names}); name one, as in {source.path}[NAME]")
+            key = next(iter(members))
+        if key not in members:
+            raise InvalidInputError(f"{source.path}: holds no array '{key}', only {', '.join(sorted(members)[:8])}")
+        if members[key].file_size > SIZE_LIMIT:
+            raise InvalidInputError(f"{source.path}: '{key}' unpacks to more than {SIZE_LIMIT >> 30} GiB")
+        with archive.open(members[key]) as member:
+            content = member.read()
+    return _npy(io.BytesIO(content), len(content), f"{source.path}[{key}]")
+
+
+def _idx(file: IO[bytes] | gzip.GzipFile, path: Path, size: int | None) -> Array:
+    """An idx array of unsigned bytes, as MNIST is published; ``size`` of the file, or None if it is being unpacked."""
+    zero, kind, axes = struct.unpack(">HBB", file.read(4))
+    if zero or kind != 8 or not 1 <= axes <= 4:
+        raise InvalidInputError(f"{path}: not an idx file of unsigned bytes")
+    shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+    expected = prod(shape)
+    if expected > SIZE_LIMIT or (size is not None and expected != size - 4 - 4 * axes):
+        raise InvalidInputError(f"{path}: damaged or truncated: the header says {shape}")
+    data = bytearray()
+    while chunk := file.read(min(1 << 20, expected + 1 - len(data))):
+        data += chunk
+    if len(data) != expected:
+        raise InvalidInputError(f"{path}: damaged or truncated: the header says {shape}, {len(data)} bytes follow")
+    return np.frombuffer(bytes(data), dtype=np.uint8).reshape(shape)

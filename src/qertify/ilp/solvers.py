@@ -6,3 +6,6 @@ SOLVERS: dict[str, str] = {
     "highs": "qertify.ilp.highs:solve",
     "cp-sat": "qertify.ilp.cp_sat:solve",
 }
+
+EXACT_SOLVERS = frozenset({"cp-sat"})
+"""Solvers that compute in integers, so that their INFEASIBLE is evidence; that of any other is only a claim."""

@@ -41,7 +41,7 @@ def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, int, int, str, b
             verdict = row["verdict"] if row["reliability"] == "consistent" else "untrusted"
             before = seen.get(key, ("", False))
             seen[key] = (verdict if verdict != "timeout" or not before[0] else before[0], known or before[1])
-    chosen = list(seen.items())
+    chosen = [(key, value) for key, value in seen.items() if value[1] or not arguments.known]
     if arguments.count:
         chosen = [chosen[i] for i in np.random.default_rng(arguments.seed).permutation(len(chosen))[: arguments.count]]
     for (model, sample, radius), (verdict, known) in chosen:
@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=5.0)
     parser.add_argument("--method", default="auto", choices=[method.value for method in Method])
     parser.add_argument("--reliability", nargs="+", default=["consistent"])
+    parser.add_argument("--known", action="store_true", help="only tasks with a known counterexample")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="write one JSON line a task")
     parser.add_argument("--verbose", action="store_true")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qertify.bounds.dual import Domains
 from qertify.bounds.program import Program
 
 LEAK = 0.05
@@ -38,20 +37,19 @@ def gradient(program: Program, z: Tensor, y: Tensor, objective: Tensor) -> Tenso
     return weight @ program.input_matrix
 
 
-def signed_gradient(program: Program, domains: Domains, starts: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Descend on the objective of every domain from every start.
+def signed_gradient(program: Program, x: Tensor, objective: Tensor, steps: int, reach: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Descend on objective·z from every start, with strides that shrink to one level.
 
     Args:
-        domains: one a goal; only the objectives are used.
-        starts: (starts, n) integer inputs inside the box.
+        x: (batch, n) integer inputs inside the box.
+        objective: (batch, N).
         steps: number of gradient steps.
+        reach: first stride, as a part of each input's width.
 
     Returns:
-        the best inputs of each (domain, start), (domains·starts, n), and their objectives.
+        the best inputs on each path, (batch, n), and their objectives, (batch,).
     """
-    count, width = len(domains), program.input_high - program.input_low
-    x = starts.repeat(count, 1)
-    objective = domains.objective.repeat_interleave(len(starts), 0)
+    width = program.input_high - program.input_low
     best_x, best = x, torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for step in range(steps + 1):
         z, y = forward(program, x)
@@ -59,7 +57,7 @@ def signed_gradient(program: Program, domains: Domains, starts: Tensor, steps: i
         better = reached < best
         best_x, best = torch.where(better[:, None], x, best_x), torch.where(better, reached, best)
         if step < steps:
-            stride = (width * (1 - step / steps) / 2).ceil().clamp(min=1)
+            stride = (width * reach * (1 - step / steps)).ceil().clamp(min=1)
             x = x - stride * gradient(program, z, y, objective).sign()
             x = torch.minimum(torch.maximum(x, program.input_low), program.input_high)
     return best_x, best

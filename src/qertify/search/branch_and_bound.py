@@ -26,6 +26,8 @@ from qertify.search.branching import choose
 from qertify.specification.cases import Case, CaseSplitter
 
 BATCH = 192
+CANDIDATES = 48
+"""Domains of a batch whose primal points are tried as counterexamples."""
 DIVE_ABOVE = 20_000
 """Open domains above which the search goes deep instead of wide, to bound memory."""
 
@@ -52,8 +54,8 @@ class LeafAnswer:
     by: str = ""
 
 
-Replay = Callable[[Tensor], IntegerArray | None]
-"""Candidates (batch, n) in the program's inputs → a replayed counterexample or None."""
+Replay = Callable[[Tensor, Tensor], IntegerArray | None]
+"""Candidates (batch, n) in the program's inputs and their objectives (batch, N) → a replayed counterexample or None."""
 Leaf = Callable[[Case, Tensor, Tensor], LeafAnswer]
 """Case and bounds (N,) of a domain whose values are all fixed → what it holds."""
 
@@ -255,7 +257,10 @@ class BranchAndBound:
             return None
         total = (domains.objective + relaxation.multipliers) @ self._program.input_matrix
         corner = torch.where(total > 0, self._program.input_low, self._program.input_high)
-        found = self._replay(torch.cat([relaxation.inputs[is_open].round(), corner[is_open]]))
+        hopeful = torch.nonzero(is_open)[:, 0]
+        hopeful = hopeful[proof.margin[hopeful].argsort()[:CANDIDATES]]
+        objective = domains.objective[hopeful]
+        found = self._replay(torch.cat([relaxation.inputs[hopeful], corner[hopeful]]), torch.cat([objective, objective]))
         if found is not None:
             return found
         branches = choose(self._program, domains, relaxation)

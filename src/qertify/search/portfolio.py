@@ -35,10 +35,12 @@ QUICK = (8, 6)
 """Restarts and gradient steps of the first attack."""
 STRONG = (48, 16)
 """Restarts and gradient steps of the attack before the search."""
+POLISH_STEPS = 8
+POLISH_REACH = 0.1
 ENUMERATION_LIMIT = 1 << 14
 """Largest number of inputs that a leaf enumerates."""
-DESCENTS = 4
-DESCENT_MOVES = 40
+DESCENTS = 2
+DESCENT_MOVES = 15
 
 
 @dataclass(slots=True)
@@ -102,10 +104,19 @@ class _State:
     def replay(self, candidates: Tensor) -> IntegerArray | None:
         """`replay_codes` for points in the program's inputs, (batch, n)."""
         assert self.program is not None
-        inside = torch.minimum(torch.maximum(candidates, self.program.input_low), self.program.input_high)
         codes = np.broadcast_to(self.box.low.reshape(-1), (len(candidates), self.box.low.size)).copy()
-        codes[:, self.program.input_index] = torch.nan_to_num(inside).round().cpu().numpy().astype(np.int64)
+        codes[:, self.program.input_index] = self._inside(candidates).cpu().numpy().astype(np.int64)
         return self.replay_codes(self.box.clip(codes.reshape(-1, *self.network.input_shape)))
+
+    def polish(self, candidates: Tensor, objective: Tensor) -> IntegerArray | None:
+        """Replay the ends of short descents from some candidates, (batch, n), on their objectives, (batch, N)."""
+        assert self.program is not None
+        return self.replay(signed_gradient(self.program, self._inside(candidates), objective, POLISH_STEPS, POLISH_REACH)[0])
+
+    def _inside(self, candidates: Tensor) -> Tensor:
+        assert self.program is not None
+        inside = torch.minimum(torch.maximum(candidates, self.program.input_low), self.program.input_high)
+        return torch.nan_to_num(inside).round()
 
     def late(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline
@@ -193,7 +204,8 @@ def _attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[_S
         assert program is not None
         domains = root_domains(program, list(state.cases))
         starts = random_starts(program, restarts, state.generator)
-        points, reached = signed_gradient(program, domains, starts, steps)
+        every_start = starts.repeat(len(domains), 1)
+        points, reached = signed_gradient(program, every_start, domains.objective.repeat_interleave(restarts, 0), steps)
         found = state.replay(points)
         order = (reached.reshape(len(domains), restarts) - domains.limit[:, None]).argsort(dim=1)
         urgent = (reached.reshape(len(domains), restarts).amin(1) - domains.limit).argsort()
@@ -235,7 +247,7 @@ def _dual(state: _State) -> None:
             state.decision.margin, state.decision.nearest = _margin(proof.margin[worst]), state.cases[worst].competitor
         state.cases = tuple(case for case, shut in zip(state.cases, closed.tolist(), strict=True) if not shut)
         if state.cases and state.options.method is not Method.BOUNDS:
-            found = state.replay(relaxation.inputs.round())
+            found = state.polish(relaxation.inputs, domains.objective)
             if found is not None:
                 state.decision.counterexample, state.decision.method = found, "attack"
     if not state.cases:
@@ -257,7 +269,7 @@ def _search(state: _State) -> None:
         return _solve_leaf(state, case, low, high)
 
     search = BranchAndBound(
-        program, state.splitter, state.cases, state.replay, leaf, state.options.keep_proof, state.options.memory
+        program, state.splitter, state.cases, state.polish, leaf, state.options.keep_proof, state.options.memory
     )
     last = time.monotonic()
 

@@ -20,11 +20,13 @@ class ImportOptions:
         bits: quantization bits of a fixed-point network.
         input_bits: bits of its input codes.
         weights: how its float weights become codes, "verifier" or "tensorflow".
+        input_shape: full shape of its input, batch axis first, where the file leaves it open.
     """
 
     bits: int | None = None
     input_bits: int | None = None
     weights: str | None = None
+    input_shape: tuple[int, ...] | None = None
 
     def given(self) -> dict[str, object]:
         """The options that were given, by name."""
@@ -58,7 +60,7 @@ FORMATS: dict[str, Format] = {
         ("bits",),
     ),
     ".qnet": Format("qertify's own format", "qertify.network.storage:load"),
-    ".onnx": Format("ONNX", extra="onnx"),
+    ".onnx": Format("ONNX", "qertify.importers.onnx_quantized:load_onnx", ("input_shape",), extra="onnx"),
     ".tflite": Format("TensorFlow Lite"),
     ".ts.pt": Format("TorchScript"),
     ".pt2": Format("torch.export"),

@@ -1,0 +1,215 @@
+"""ONNX operators that only move elements or pick the largest: the same on codes and on the real numbers they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+
+from qertify.errors import ModelFileError, UnsupportedModelError
+from qertify.importers.lowering import Codes
+from qertify.importers.onnx_context import (
+    Decision,
+    Lowering,
+    Real,
+    Value,
+    attribute,
+    axis_without_batch,
+    on_codes,
+    require_default,
+    window_of,
+)
+from qertify.importers.onnx_file import GraphNode
+
+
+def _integers_of(lowering: Lowering, node: GraphNode, position: int, name: str) -> list[int] | None:
+    """Integers given as an operand (newer opsets) or as an attribute (older ones); None if omitted."""
+    if len(node.inputs) > position and node.inputs[position]:
+        return [int(value) for value in lowering.constant(node, position, "iu").reshape(-1)]
+    value = attribute(node, name, None)
+    if value is None:
+        return None
+    if not isinstance(value, tuple) or not all(isinstance(item, int) for item in value):
+        raise UnsupportedModelError(node.name, node.op, name, "a list of integers is needed")
+    return list(value)
+
+
+def _with_shape(lowering: Lowering, node: GraphNode, full_shape: list[int]) -> Value:
+    """Reshape to a shape that includes the batch axis."""
+    value = lowering.value(node, 0)
+    if not full_shape or full_shape[0] != 1 or len(full_shape) < 2:
+        raise UnsupportedModelError(node.name, node.op, None, f"gives the shape {full_shape}, which loses the batch axis")
+    shape = tuple(full_shape[1:])
+    if prod(shape) != prod(value.codes.shape if not isinstance(value, Codes) else value.shape):
+        raise ModelFileError(f"node '{node.name}': the shape {full_shape} does not fit its input")
+    return on_codes(value, lambda x: lowering.builder.reshape(node.name, x, shape), node)
+
+
+def _full(lowering: Lowering, node: GraphNode) -> list[int]:
+    """Shape of the first operand, batch axis included."""
+    value = lowering.value(node, 0)
+    return [1, *(value.shape if isinstance(value, Codes) else value.codes.shape)]
+
+
+def _reshape(lowering: Lowering, node: GraphNode) -> Value:
+    require_default(node, allowzero=0)
+    target = _integers_of(lowering, node, 1, "shape")
+    full = _full(lowering, node)
+    if target is None or target.count(-1) > 1 or min(target, default=0) < -1:
+        raise ModelFileError(f"node '{node.name}': unusable target shape {target}")
+    if any(size == 0 and axis >= len(full) for axis, size in enumerate(target)):
+        raise ModelFileError(f"node '{node.name}': target shape {target} copies an axis that does not exist")
+    shape = [full[axis] if size == 0 else size for axis, size in enumerate(target)]
+    if -1 in shape:
+        known = prod(size for size in shape if size != -1)
+        shape[shape.index(-1)] = prod(full) // max(1, known)
+    return _with_shape(lowering, node, shape)
+
+
+def _flatten(lowering: Lowering, node: GraphNode) -> Value:
+    full = _full(lowering, node)
+    axis = attribute(node, "axis", 1)
+    axis = axis + len(full) if axis < 0 else axis
+    return _with_shape(lowering, node, [prod(full[:axis]), prod(full[axis:])])
+
+
+def _squeeze(lowering: Lowering, node: GraphNode) -> Value:
+    full = _full(lowering, node)
+    axes = _integers_of(lowering, node, 1, "axes")
+    chosen = [i for i, size in enumerate(full) if size == 1 and i] if axes is None else [a % len(full) for a in axes]
+    if any(full[axis] != 1 for axis in chosen):
+        raise ModelFileError(f"node '{node.name}': squeezes an axis that is not 1 in {full}")
+    if axes is None or 0 in chosen:
+        raise UnsupportedModelError(node.name, node.op, "axes", "name the axes; the batch axis must stay")
+    return _with_shape(lowering, node, [size for axis, size in enumerate(full) if axis not in chosen])
+
+
+def _unsqueeze(lowering: Lowering, node: GraphNode) -> Value:
+    full = _full(lowering, node)
+    axes = _integers_of(lowering, node, 1, "axes") or []
+    rank = len(full) + len(axes)
+    chosen = {axis + rank if axis < 0 else axis for axis in axes}
+    if len(chosen) != len(axes) or not all(0 < axis < rank for axis in chosen):
+        raise UnsupportedModelError(
+            node.name, node.op, "axes", f"{axes} is not usable: distinct axes after the batch are needed"
+        )
+    rest = iter(full)
+    return _with_shape(lowering, node, [1 if axis in chosen else next(rest) for axis in range(rank)])
+
+
+def _transpose(lowering: Lowering, node: GraphNode) -> Value:
+    rank = len(_full(lowering, node))
+    order = attribute(node, "perm", tuple(range(rank))[::-1])
+    if sorted(order) != list(range(rank)):
+        raise ModelFileError(f"node '{node.name}': perm {list(order)[:8]} is no permutation of {rank} axes")
+    if order[0] != 0:
+        raise UnsupportedModelError(node.name, node.op, "perm", "moves the batch axis")
+    axes = [axis - 1 for axis in order[1:]]
+    return on_codes(lowering.value(node, 0), lambda x: lowering.builder.transpose(node.name, x, axes), node)
+
+
+def _concat(lowering: Lowering, node: GraphNode) -> Value:
+    values = [lowering.value(node, position) for position in range(len(node.inputs))]
+    first = values[0]
+    parts = [value if isinstance(value, Codes) else value.codes for value in values]
+    alike = all(isinstance(value, Codes) for value in values) and len({(part.low, part.high) for part in parts}) == 1
+    if isinstance(first, Real) and all(isinstance(value, Real) for value in values):
+        tables = [value.values for value in values if isinstance(value, Real)]
+        alike = all((t is None and first.values is None) or np.array_equal(t, first.values) for t in tables)  # type: ignore[arg-type]
+    if isinstance(first, Decision) or not alike:
+        raise UnsupportedModelError(node.name, node.op, None, "its operands are not quantized alike; QLinearConcat would do")
+    axis = axis_without_batch(node, attribute(node, "axis", 0), len(parts[0].shape))
+    if len({part.shape[:axis] + part.shape[axis + 1 :] for part in parts}) != 1:
+        raise ModelFileError(f"node '{node.name}': the operands' shapes do not fit")
+    joined = lowering.builder.concatenate(node.name, parts, axis)
+    return joined if isinstance(first, Codes) else replace(first, codes=joined)
+
+
+def _pad(lowering: Lowering, node: GraphNode) -> Value:
+    require_default(node, mode=b"constant")
+    value = lowering.value(node, 0)
+    x = value if isinstance(value, Codes) else value.codes
+    pads = _integers_of(lowering, node, 1, "pads") or []
+    rank = len(x.shape) + 1
+    if len(node.inputs) > 3 and node.inputs[3]:
+        raise UnsupportedModelError(node.name, node.op, "axes", "pads for every axis are needed")
+    if len(pads) != 2 * rank or pads[0] or pads[rank] or any(abs(pad) > 1 << 16 for pad in pads):
+        raise UnsupportedModelError(node.name, node.op, "pads", f"{pads[:16]} does not pad {rank} axes, all but the batch")
+    number = float(attribute(node, "value", 0.0))
+    if len(node.inputs) > 2 and node.inputs[2]:
+        operand = lowering.constant(node, 2)
+        if operand.size != 1:
+            raise ModelFileError(f"node '{node.name}': the padding value has {operand.size} elements")
+        number = operand.reshape(-1)[0].item()
+    fill = _code_of(value, number)
+    if fill is None:
+        raise UnsupportedModelError(node.name, node.op, "value", f"no code stands for the padding value {number}")
+    widths = [(pads[axis], pads[rank + axis]) for axis in range(1, rank)]
+    return on_codes(value, lambda x: lowering.builder.pad(node.name, x, widths, fill), node)
+
+
+def _code_of(value: Value, number: float) -> int | None:
+    """The code that stands for a number in this tensor."""
+    match value:
+        case Codes():
+            return int(number) if number == int(number) and value.low <= number <= value.high else None
+        case Real(codes, values) if values is not None:
+            found = np.flatnonzero(values == np.float32(number))
+            return codes.low + int(found[0]) if found.size else None
+        case Real(codes) if codes.quantization is not None:
+            from qertify.runtimes.onnxruntime_arithmetic import quantize
+
+            q = codes.quantization
+            code = quantize(np.array([number], dtype=np.float32), np.float32(q.scale[0]), int(q.zero_point[0]))
+            return int(np.clip(code, codes.low, codes.high)[0])
+        case _:
+            return None
+
+
+def _max_pool(lowering: Lowering, node: GraphNode) -> Value:
+    require_default(node, storage_order=0)
+    value = lowering.value(node, 0)
+    if any(node.outputs[1:]):
+        raise UnsupportedModelError(node.name, node.op, None, "its second output, the indices, is used")
+    if isinstance(value, Real) and value.values is not None and np.any(np.diff(value.values) < 0):
+        raise UnsupportedModelError(node.name, node.op, None, "its input does not grow with the codes")
+    last = node.op == "NhwcMaxPool"
+    kernel = attribute(node, "kernel_shape", (0,))
+    builder = lowering.builder
+
+    def pool(x: Codes) -> Codes:
+        axes = len(x.shape) - 1
+        if axes not in (1, 2) or len(kernel) != axes:
+            raise UnsupportedModelError(node.name, node.op, "kernel_shape", f"{list(kernel)[:4]} on {x.shape}; one or two axes")
+        y = builder.transpose(f"{node.name}/first", x, (axes, *range(axes))) if last else x
+        window = window_of(node, y.shape[1:], tuple(kernel))
+        y = builder.reshape(f"{node.name}/image", y, (y.shape[0], 1, y.shape[1])) if axes == 1 else y
+        y = builder.max_pool(f"{node.name}/max", y, window)
+        y = builder.reshape(f"{node.name}/signal", y, (y.shape[0], y.shape[2])) if axes == 1 else y
+        return builder.transpose(f"{node.name}/last", y, (*range(1, axes + 1), 0)) if last else y
+
+    return on_codes(value, pool, node)
+
+
+def _identity(lowering: Lowering, node: GraphNode) -> Value:
+    if any(node.outputs[1:]) or (lowering.is_constant(node, 2) and bool(np.any(lowering.constant(node, 2, "b")))):
+        raise UnsupportedModelError(node.name, node.op, None, "only its inference form is supported")
+    return lowering.value(node, 0)
+
+
+MOVES: dict[str, Callable[[Lowering, GraphNode], Value]] = {
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Transpose": _transpose,
+    "Concat": _concat,
+    "Pad": _pad,
+    "MaxPool": _max_pool,
+    "NhwcMaxPool": _max_pool,
+    "Identity": _identity,
+    "Dropout": _identity,
+}
+"""The lowering of each operator that moves elements."""

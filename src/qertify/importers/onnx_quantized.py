@@ -1,0 +1,202 @@
+"""Quantized ONNX models as onnxruntime runs them on a CPU, bit for bit.
+
+QOperator graphs are read as stored: they give the same bits at every optimisation level. In a QDQ graph the file leaves
+open what is computed in integers, so the graph that onnxruntime makes of it, at its default optimisation level, is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from qertify.errors import InvalidNetworkError, ModelFileError, UnsupportedModelError
+from qertify.importers.lowering import Codes
+from qertify.importers.onnx_context import Decision, Lowering, Real, Value, require_default
+from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, read_graph, read_model
+from qertify.importers.onnx_operators import OPERATORS
+from qertify.network.network import Network
+from qertify.network.tensor import QuantizationParameters
+from qertify.runtimes.onnxruntime import optimized_model, version
+from qertify.runtimes.onnxruntime_arithmetic import dequantize
+
+FLOAT_OPERATORS = (
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Conv", "Div", "Gather", "Gemm", "GlobalAveragePool", "HardSigmoid",
+    "HardSwish", "LeakyRelu", "MatMul", "Mul", "Shape", "Sigmoid", "Slice", "Sub",
+)  # fmt: skip
+"""Operators that onnxruntime may fuse with the quantizers around them, or fold away."""
+
+
+def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = None) -> Network:
+    """Import a quantized ONNX model, QOperator or QDQ.
+
+    Args:
+        path: the .onnx file; external data must lie in its folder.
+        input_shape: the input's full shape, batch axis first (it must be 1), where the file leaves more than it open.
+
+    Returns:
+        The integer network, of the profile "onnxruntime". Its metadata tell whether inputs are real numbers or codes
+        ("input"), what became of the outputs ("output": codes, dequantized, softmax, argmax), which graph was read, and
+        the operand types of every multiplication ("kernels", JSON).
+
+    Raises:
+        ModelFileError: a damaged or hostile file, or one that onnxruntime refuses.
+        UnsupportedModelError: an operator that is not integer arithmetic; names every such node.
+        InvalidInputError: an input shape that contradicts the file.
+    """
+    model = read_model(path)
+    try:
+        graph = read_graph(model, input_shape)
+        _require_quantized(graph)
+        try:
+            return _network(graph, "stored")
+        except UnsupportedModelError:
+            if not all(node.op in FLOAT_OPERATORS or node.op in OPERATORS for node in graph.nodes):
+                raise
+        freeze_input_shape(model, graph)
+        optimized = type(model)()
+        optimized.ParseFromString(optimized_model(model.SerializeToString()))
+        return _network(read_graph(optimized), "optimized")
+    except InvalidNetworkError as error:
+        raise ModelFileError(f"{path}: {error}") from error
+    except ModelFileError as error:
+        raise error if str(error).startswith(str(path)) else ModelFileError(f"{path}: {error}") from error
+
+
+def _require_quantized(graph: Graph) -> None:
+    if not any(node.op.startswith(("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear")) for node in graph.nodes):
+        raise UnsupportedModelError(
+            graph.nodes[0].name if graph.nodes else "graph",
+            "graph",
+            None,
+            "this is a float model: it has no quantized operator",
+        )
+
+
+def _network(graph: Graph, source: str) -> Network:
+    lowering = Lowering(graph)
+    _lower_input(lowering)
+    failures: list[UnsupportedModelError] = []
+    failed: set[str] = set()
+    for node in graph.nodes:
+        try:
+            if failed.isdisjoint(node.inputs):
+                _lower(lowering, node)
+                continue
+        except UnsupportedModelError as error:
+            failures.append(error)
+        failed.update(node.outputs)
+    if failures:
+        raise _summary(graph, failures[0])
+    if graph.output not in lowering.values:
+        raise UnsupportedModelError(graph.output, "graph", "output", "does not depend on the input")
+    codes, kind = _finish(lowering, lowering.values[graph.output])
+    real = graph.input_dtype == np.float32
+    if len(codes.shape) != 1:
+        codes = lowering.builder.reshape("flattened output", codes, (int(np.prod(codes.shape)),))
+    source_codes = lowering.values[graph.input]
+    quantization = source_codes.codes.quantization if isinstance(source_codes, Real) else None
+    unit = QuantizationParameters.of(1.0)
+    metadata = {
+        "format": "onnx",
+        "graph": source,
+        "runtime_version": version(),
+        "input": "real" if real else "codes",
+        "input_name": graph.input,
+        "output": kind,
+        "kernels": json.dumps(lowering.kernels, sort_keys=True),
+    }
+    return lowering.builder.build(codes, quantization or unit, codes.quantization or unit, "onnxruntime", metadata)
+
+
+def _lower(lowering: Lowering, node: GraphNode) -> None:
+    constants = lowering.graph.constants
+    if node.op not in OPERATORS:
+        raise UnsupportedModelError(node.name, node.op, None, "it runs in float, and has no exact integer form here")
+    if node.op == "DequantizeLinear" and node.inputs and node.inputs[0] in constants:
+        return  # a weight; whoever computes with it in float is reported
+    value = OPERATORS[node.op](lowering, node)
+    if not node.outputs or not node.outputs[0]:
+        raise ModelFileError(f"node '{node.name}' computes nothing")
+    lowering.values[node.outputs[0]] = value
+
+
+def _summary(graph: Graph, first: UnsupportedModelError) -> UnsupportedModelError:
+    """The first failure, naming all other nodes that have no integer form."""
+    islands = [f"'{node.name}' ({node.op})" for node in graph.nodes if node.op not in OPERATORS and node.name != first.node]
+    if not islands:
+        return first
+    more = f" and {len(islands) - 8} more" if len(islands) > 8 else ""
+    reason = str(first).partition(" is not supported: ")[2]
+    return UnsupportedModelError(first.node, first.op, first.attribute, f"{reason}; nor has {', '.join(islands[:8])}{more}")
+
+
+def _lower_input(lowering: Lowering) -> None:
+    """The network's input: codes where the graph reads codes, else what the first quantizer makes of the real input."""
+    graph = lowering.graph
+    if graph.input_dtype != np.float32:
+        limits = np.iinfo(graph.input_dtype)
+        unit = QuantizationParameters.of(1.0)
+        lowering.values[graph.input] = lowering.builder.input(
+            graph.input, graph.input_shape, int(limits.min), int(limits.max), unit
+        )
+        return
+    quantizers = _input_quantizers(graph)
+    parameters = {_parameters(lowering, node) for node in quantizers}
+    if len(parameters) != 1:
+        raise UnsupportedModelError(
+            quantizers[0].name, quantizers[0].op, None, "the input is quantized in several ways; one quantizer is needed"
+        )
+    scale, zero_point, low, high = parameters.pop()
+    quantization = QuantizationParameters.of(scale, zero_point)
+    codes = lowering.builder.input(graph.input, graph.input_shape, low, high, quantization)
+    lowering.values[graph.input] = Real(codes, None)
+
+
+def _parameters(lowering: Lowering, node: GraphNode) -> tuple[float, int, int, int]:
+    require_default(node, block_size=0, output_dtype=0)
+    scale, zero_point, low, high, _ = lowering.result(node, 1)
+    return float(scale), zero_point, low, high
+
+
+def _input_quantizers(graph: Graph) -> list[GraphNode]:
+    """The quantizers that read the input, perhaps after its elements were moved."""
+    moved = {graph.input}
+    found: list[GraphNode] = []
+    for node in graph.nodes:
+        if moved.isdisjoint(node.inputs[:1]):
+            continue
+        if node.op == "QuantizeLinear":
+            found.append(node)
+        elif node.op in ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "MaxPool", "Identity", "Dropout"):
+            moved.update(node.outputs)
+        else:
+            raise UnsupportedModelError(node.name, node.op, None, "it computes on the real input; quantize the input first")
+    if not found:
+        raise UnsupportedModelError(graph.input, "graph", "input", "no QuantizeLinear reads it")
+    return found
+
+
+def _finish(lowering: Lowering, value: Value) -> tuple[Codes, str]:
+    """The codes behind the graph's output, and what the file makes of them."""
+    match value:
+        case Codes():
+            return value, "codes"
+        case Decision(codes, kind):
+            return codes, kind
+        case Real(codes, values):
+            if values is None or codes.quantization is None:
+                raise UnsupportedModelError(lowering.graph.output, "graph", "output", "is a real number; quantize it")
+            scale, zero_point = np.float32(codes.quantization.scale[0]), int(codes.quantization.zero_point[0])
+            plain = dequantize(np.arange(codes.low, codes.high + 1), scale, zero_point)
+            image = np.searchsorted(plain, values)
+            if np.any(np.diff(plain) <= 0) or np.any(image > codes.high - codes.low) or np.any(plain[image] != values):
+                raise UnsupportedModelError(
+                    lowering.graph.output, "graph", "output", "its real numbers are not those of its codes; quantize it again"
+                )
+            meant = codes.low + image[None, :].astype(np.int64)
+            return lowering.builder.unary(
+                "output clamp", codes, meant, codes.low, codes.high, codes.quantization
+            ), "dequantized"

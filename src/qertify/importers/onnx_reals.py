@@ -1,0 +1,129 @@
+"""ONNX operators at the border of integers and floats: quantizers, clamps, and the final decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from qertify.errors import ModelFileError, UnsupportedModelError
+from qertify.importers.lowering import Codes
+from qertify.importers.onnx_context import Decision, Lowering, Real, Value, attribute, axis_without_batch, require_default
+from qertify.importers.onnx_file import GraphNode
+from qertify.runtimes.float32 import Float32Array
+from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
+
+
+def _quantize(lowering: Lowering, node: GraphNode) -> Value:
+    require_default(node, block_size=0, output_dtype=0, precision=0, saturate=1)
+    value = lowering.value(node, 0)
+    scale, zero_point, low, high, quantization = lowering.result(node, 1)
+    match value:
+        case Real(codes, None):  # the input itself: its codes are this quantizer's
+            return codes
+        case Real(codes, values) if values is not None:
+            image = np.clip(quantize(values, scale, zero_point), low, high)
+            return lowering.builder.unary(node.name, codes, image[None, :], low, high, quantization)
+        case _:
+            raise ModelFileError(f"node '{node.name}': quantizes a tensor that is not float")
+
+
+def _dequantize(lowering: Lowering, node: GraphNode) -> Value:
+    require_default(node, block_size=0, output_dtype=0)
+    x = lowering.codes(node, 0)
+    scale = lowering.scale(node, 1)
+    zero_point = lowering.zero_point(node, 2)[0] if len(node.inputs) > 2 and node.inputs[2] else 0
+    return Real(x, dequantize(np.arange(x.low, x.high + 1), scale, zero_point))
+
+
+def _clamp(lowering: Lowering, node: GraphNode, least: float, greatest: float) -> Value:
+    """min(max(x, least), greatest) on codes as they are, or on the real numbers they stand for."""
+    value = lowering.value(node, 0)
+    match value:
+        case Codes():
+            image = np.clip(np.arange(value.low, value.high + 1), max(least, value.low), min(greatest, value.high))
+            return lowering.builder.unary(
+                node.name, value, image[None, :].astype(np.int64), value.low, value.high, value.quantization
+            )
+        case Real(_, values) if values is not None:
+            return replace(value, values=np.minimum(np.maximum(values, np.float32(least)), np.float32(greatest)))
+        case _:
+            raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
+
+
+def _clip(lowering: Lowering, node: GraphNode) -> Value:
+    bounds = [-np.inf, np.inf]
+    for side, name in enumerate(("min", "max")):
+        if len(node.inputs) > side + 1 and node.inputs[side + 1]:
+            operand = lowering.constant(node, side + 1)
+            if operand.size != 1:
+                raise ModelFileError(f"node '{node.name}': {name} has {operand.size} elements")
+            bounds[side] = float(operand.reshape(-1)[0])
+        elif name in node.attributes:
+            bounds[side] = float(attribute(node, name, 0.0))
+    if not bounds[0] <= bounds[1]:
+        raise ModelFileError(f"node '{node.name}': clips to the empty range {bounds}")
+    return _clamp(lowering, node, bounds[0], bounds[1])
+
+
+def _decided(lowering: Lowering, node: GraphNode) -> tuple[Codes, Float32Array | None]:
+    """The codes that a final operator reads, whose real numbers must grow strictly with them."""
+    value = lowering.value(node, 0)
+    if isinstance(value, Decision):
+        return value.codes, None
+    codes, values = (value, None) if isinstance(value, Codes) else (value.codes, value.values)
+    if isinstance(value, Real) and values is None:
+        raise UnsupportedModelError(node.name, node.op, None, "it reads the network's input")
+    if values is not None and np.any(np.diff(values) <= 0):
+        raise UnsupportedModelError(node.name, node.op, None, "different codes stand for the same number before it")
+    return codes, values
+
+
+def _classes_axis(lowering: Lowering, node: GraphNode, codes: Codes, default: int) -> None:
+    axis = axis_without_batch(node, attribute(node, "axis", default), len(codes.shape))
+    if codes.shape[axis] != np.prod(codes.shape):
+        raise UnsupportedModelError(node.name, node.op, "axis", f"must run over all outputs, not one axis of {codes.shape}")
+
+
+EXP_ERROR = 2.0**-16
+"""Assumed bound on the relative error of the runtime's float32 exponential; it is about 2⁻²²."""
+
+
+def _softmax(lowering: Lowering, node: GraphNode) -> Value:
+    """Dropped after a proof that it keeps order and ties.
+
+    Its results are F(e_i / Σe) with e_i ≈ exp(x_i − max). Distinct x differ by at least the step of the quantizer, so their
+    e differ by a factor of exp(step), more than all rounding together; nothing underflows while the span of x stays small.
+    """
+    codes, values = _decided(lowering, node)
+    _classes_axis(lowering, node, codes, -1 if lowering.graph.opset >= 13 else 1)
+    if values is None:
+        raise UnsupportedModelError(node.name, node.op, None, "it reads integers")
+    exact = values.astype(np.float64)
+    step, span = float(np.diff(exact).min()), float(exact[-1] - exact[0])
+    difference_error = 2.0**-23 * span
+    if step - 2 * difference_error < 8 * EXP_ERROR or span + np.log(np.prod(codes.shape)) > 80:
+        reason = (
+            f"can't be dropped: with scores {step:.2g} apart over {span:.3g} it may make ties; export the network without it"
+        )
+        raise UnsupportedModelError(node.name, node.op, None, reason)
+    return Decision(codes, "softmax")
+
+
+def _argmax(lowering: Lowering, node: GraphNode) -> Value:
+    require_default(node, select_last_index=0)
+    codes, _ = _decided(lowering, node)
+    _classes_axis(lowering, node, codes, 0)
+    return Decision(codes, "argmax")
+
+
+REALS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
+    "QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    "Relu": lambda lowering, node: _clamp(lowering, node, 0.0, np.inf),
+    "Clip": _clip,
+    "Softmax": _softmax,
+    "ArgMax": _argmax,
+}
+"""The lowering of each operator between integers and floats."""

@@ -1,0 +1,227 @@
+"""onnxruntime itself: the graph it runs, tables read off its kernels, its input quantizer, and replay."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError
+from qertify.network.evaluate import evaluate
+from qertify.network.network import Network
+from qertify.network.tensor import IntegerArray
+from qertify.runtimes.base import Replay
+from qertify.runtimes.float32 import Float32Array, greatest_float32, least_float32
+from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
+from qertify.specification.region import IntegerBox
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("running ONNX files", "onnx") from error
+    return onnxruntime
+
+
+def version() -> str:
+    """Version of the installed onnxruntime."""
+    return str(_onnxruntime().__version__)
+
+
+def _session(model: bytes | str, optimized: str | None = None) -> Any:
+    """A session on the CPU at the default optimisation level; writes the graph it runs to ``optimized``.
+
+    Raises:
+        ModelFileError: onnxruntime refuses the model.
+    """
+    runtime = _onnxruntime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
+    try:
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise ModelFileError(f"onnxruntime {runtime.__version__} refuses the model: {reason}") from error
+
+
+def optimized_model(model: bytes) -> bytes:
+    """The graph that onnxruntime really runs, at its default optimisation level, on this machine.
+
+    Args:
+        model: a serialized ModelProto without external data.
+
+    Raises:
+        ModelFileError: onnxruntime refuses the model.
+    """
+    with tempfile.TemporaryDirectory(prefix="qertify-") as folder:
+        target = Path(folder) / "optimized.onnx"
+        _session(model, str(target))
+        return target.read_bytes()
+
+
+@cache
+def _table(
+    op: str, low: int, x: tuple[float, int], y: tuple[float, int], attributes: tuple[tuple[str, Any], ...]
+) -> IntegerArray:
+    from onnx import TensorProto, helper, numpy_helper
+
+    dtype = np.int8 if low < 0 else np.uint8
+    numbers = [np.float32(x[0]), dtype(x[1]), np.float32(y[0]), dtype(y[1])]
+    initializers = [numpy_helper.from_array(np.asarray(v), n) for v, n in zip(numbers, ("xs", "xz", "ys", "yz"), strict=True)]
+    concat = op == "QLinearConcat"
+    inputs = ["ys", "yz", "x", "xs", "xz"] if concat else ["x", "xs", "xz", "ys", "yz"]
+    chosen: dict[str, Any] = {"axis": 0} if concat else dict(attributes)
+    node = helper.make_node(op, inputs, ["y"], domain="com.microsoft", **chosen)
+    kind = TensorProto.INT8 if low < 0 else TensorProto.UINT8
+    tensors = [helper.make_tensor_value_info(name, kind, [256]) for name in "xy"]
+    graph = helper.make_graph([node], "table", tensors[:1], tensors[1:], initializers)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    codes = np.arange(low, low + 256).astype(dtype)
+    result = _session(model.SerializeToString()).run(None, {"x": codes})[0].astype(np.int64)
+    result.setflags(write=False)
+    return result
+
+
+def unary_table(
+    op: str, low: int, x: tuple[np.float32, int], y: tuple[np.float32, int], attributes: Mapping[str, Any]
+) -> IntegerArray:
+    """Codes that a unary quantized operator gives for all 256 codes low …, as the installed onnxruntime computes them.
+
+    Args:
+        op: QLinearSigmoid, QLinearLeakyRelu, or QLinearConcat (of one operand).
+        low: 0 for uint8, −128 for int8.
+        x, y: scale and zero point of the input and of the output.
+    """
+    return _table(op, low, (float(x[0]), x[1]), (float(y[0]), y[1]), tuple(sorted(attributes.items())))
+
+
+class OnnxRuntime:
+    """`Runtime` of a network imported from ONNX."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._real = network.metadata["input"] == "real"
+        self._scale = np.float32(network.input_quantization.scale[0])
+        self._zero_point = int(network.input_quantization.zero_point[0])
+
+    @property
+    def _code_type(self) -> type[np.signedinteger[Any]] | type[np.unsignedinteger[Any]]:
+        return np.int8 if self.network.input.low < 0 else np.uint8
+
+    def _checked(self, real: ArrayLike) -> NDArray[Any]:
+        array = np.asarray(real)
+        if array.shape[1:] != self.network.input_shape:
+            raise InvalidInputError(
+                f"inputs of shape {array.shape[1:]} given, but the network reads {self.network.input_shape}"
+            )
+        if not self._real:
+            low, high = self.network.input.low, self.network.input.high
+            if array.dtype.kind not in "iu" or (array.size and not low <= int(array.min()) <= int(array.max()) <= high):
+                raise InvalidInputError(f"the model reads {self._code_type.__name__} codes {low} … {high}")
+            return array.astype(self._code_type)
+        if array.dtype.kind not in "fiu":
+            raise InvalidInputError(f"the model reads float32 numbers, not {array.dtype}")
+        with np.errstate(over="ignore"):
+            result = array.astype(np.float32)
+        if not np.all(np.isfinite(result)):
+            raise InvalidInputError("an input is NaN, infinite, or beyond float32")
+        return result
+
+    def _quantize(self, real: NDArray[Any]) -> IntegerArray:
+        if not self._real:
+            return real.astype(np.int64)
+        codes = quantize(real, self._scale, self._zero_point)
+        return np.clip(codes, self.network.input.low, self.network.input.high)
+
+    def quantize_input(self, real: ArrayLike) -> IntegerArray:
+        """As `Runtime`. Numbers of other types are first rounded to float32, as callers of the model must do."""
+        return self._quantize(self._checked(real))
+
+    def _representable(self, low: ArrayLike, high: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The least and greatest value of the input's type in low … high, element by element."""
+        shape = self.network.input_shape
+        bounds = [np.broadcast_to(np.asarray(bound), shape) for bound in (low, high)]
+        try:
+            exact = [[Fraction(value) for value in bound.reshape(-1).tolist()] for bound in bounds]
+        except (ValueError, OverflowError, TypeError) as error:
+            raise InvalidInputError("a bound of the region is not a finite number") from error
+        if self._real:
+            least = np.array([least_float32(value) for value in exact[0]], dtype=np.float32)
+            greatest = np.array([greatest_float32(value) for value in exact[1]], dtype=np.float32)
+        else:
+            first, last = self.network.input.low, self.network.input.high
+            least = np.array([max(first, -(-v.numerator // v.denominator)) for v in exact[0]], dtype=np.int64)
+            greatest = np.array([min(last, v.numerator // v.denominator) for v in exact[1]], dtype=np.int64)
+        empty = int(np.count_nonzero(~(least <= greatest)) or np.count_nonzero(~np.isfinite(least) | ~np.isfinite(greatest)))
+        if empty:
+            kind = "float32 number" if self._real else "code"
+            raise InvalidInputError(f"the region is empty: it holds no {kind} at {empty} input(s)")
+        return least.reshape(shape), greatest.reshape(shape)
+
+    def integer_image(self, low: ArrayLike, high: ArrayLike) -> IntegerBox:
+        """As `Runtime`. Exact because the quantizer is monotone and neighbouring float32 numbers never skip a code."""
+        least, greatest = self._representable(low, high)
+        return IntegerBox(self._quantize(least), self._quantize(greatest))
+
+    def real_input(self, codes: IntegerArray, low: ArrayLike | None = None, high: ArrayLike | None = None) -> NDArray[Any]:
+        """As `Runtime`; the number each code stands for, moved to the nearest bound of the region if it lies outside."""
+        wanted = np.asarray(codes, dtype=np.int64)
+        values: NDArray[Any] = (
+            dequantize(wanted, self._scale, self._zero_point) if self._real else wanted.astype(self._code_type)
+        )
+        if low is not None and high is not None:
+            least, greatest = self._representable(low, high)
+            values = np.clip(values, least, greatest).astype(values.dtype)
+        if not np.array_equal(self._quantize(values), wanted):
+            raise InvalidInputError("no input in the region has these codes")
+        return values
+
+    def replay(self, path: str | os.PathLike[str], real: ArrayLike) -> Replay:
+        """As `Runtime`.
+
+        Raises:
+            ModelFileError: onnxruntime refuses the file, or it is not the one the network came from.
+        """
+        inputs = self._checked(real)
+        session = _session(str(path))
+        if [item.name for item in session.get_inputs()] != [self.network.metadata["input_name"]]:
+            raise ModelFileError(f"{path}: its input is not '{self.network.metadata['input_name']}'")
+        name = session.get_inputs()[0].name
+        try:
+            if isinstance(session.get_inputs()[0].shape[0], int):
+                rows = [session.run(None, {name: inputs[i : i + 1]})[0] for i in range(len(inputs))]
+                outputs = np.concatenate([np.asarray(row).reshape(1, -1) for row in rows])
+            else:
+                outputs = np.asarray(session.run(None, {name: inputs})[0]).reshape(len(inputs), -1)
+        except Exception as error:  # its exceptions share no base class
+            raise ModelFileError(f"{path}: onnxruntime fails on it: {' '.join(str(error).split())[:300]}") from error
+        codes = self._quantize(inputs)
+        reference = evaluate(self.network, codes)
+        predicted, agrees = self._compare(outputs, reference)
+        return Replay(f"onnxruntime {version()}", codes, outputs, reference, predicted, agrees)
+
+    def _compare(self, outputs: NDArray[Any], reference: IntegerArray) -> tuple[IntegerArray, NDArray[np.bool_]]:
+        kind = self.network.metadata["output"]
+        if kind == "argmax":
+            predicted = outputs.reshape(-1).astype(np.int64)
+            return predicted, predicted == np.argmax(reference, axis=1)
+        predicted = np.argmax(outputs, axis=1)
+        if kind == "softmax":
+            return predicted, predicted == np.argmax(reference, axis=1)
+        expected: IntegerArray | Float32Array = reference
+        if kind == "dequantized":
+            quantization = self.network.output_quantization
+            expected = dequantize(reference, np.float32(quantization.scale[0]), int(quantization.zero_point[0]))
+        return predicted, np.all(outputs == expected, axis=1)

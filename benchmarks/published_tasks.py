@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.data import images, published_network, shared_data
 
 from qertify.options import Method, Options
 from qertify.queries.robustness import local_robustness, verify
-from tests.data import images, published_network, shared_data
 
 
 def tasks(arguments: argparse.Namespace) -> Iterator[tuple[str, int, int, str, bool]]:
@@ -94,16 +94,27 @@ def main() -> None:
             undecided.append(f"{name} (published {published}): bound {result.bound_reached}, class {result.nearest_class}")
         if arguments.verbose:
             print(f"{name}: {result.verdict.value} {result.method} {elapsed:.2f} s, {result.nodes} nodes", flush=True)
-        records.append({"model": model, "sample": sample, "radius": radius, "verdict": result.verdict.value,
-                        "method": result.method, "seconds": elapsed, "nodes": result.nodes, "published": published})  # fmt: skip
+        records.append(
+            {"model": model, "sample": sample, "radius": radius, "verdict": result.verdict.value, "published": published}
+            | {"method": result.method, "seconds": elapsed, "nodes": result.nodes}
+        )
     if arguments.record:
         arguments.record.write_text("".join(json.dumps(record) + "\n" for record in records))
     total = len(seconds)
     print(f"{total} tasks: {dict(counts)}; decided {total - counts['unknown']} ({1 - counts['unknown'] / max(total, 1):.2%})")
     quantiles = {q: float(np.quantile(seconds, q)) for q in (0.5, 0.9, 0.95, 0.99, 1.0)} if seconds else {}
-    print("seconds in process:", {q: round(value, 3) for q, value in quantiles.items()}, "mean", round(statistics.fmean(seconds), 3))
+    print(
+        "seconds in process:",
+        {q: round(value, 3) for q, value in quantiles.items()},
+        "mean",
+        round(statistics.fmean(seconds), 3),
+    )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
-    for title, lines in (("contradictions", contradictions), ("known counterexamples missed", missed), ("undecided", undecided)):
+    for title, lines in (
+        ("contradictions", contradictions),
+        ("known counterexamples missed", missed),
+        ("undecided", undecided),
+    ):
         print(f"{title}: {len(lines)}", *lines, sep="\n  ")
 
 

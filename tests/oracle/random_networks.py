@@ -27,7 +27,8 @@ def random_network(generator: np.random.Generator, *, uneven: bool | None = None
         last = position == len(sizes) - 2
         weight = generator.integers(-half, half, size=(width, fan_in))
         bias = generator.integers(-half, half, size=width) << int(generator.integers(0, 3))
-        dense = Dense(f"dense{position}", (nodes[-1].name,), as_integers(weight), as_integers(bias), int(generator.integers(0, 3)))
+        zero_point = int(generator.integers(0, 3))
+        dense = Dense(f"dense{position}", (nodes[-1].name,), as_integers(weight), as_integers(bias), zero_point)
         nodes.append(dense)
         if last and generator.random() < 0.2:
             break

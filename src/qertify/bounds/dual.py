@@ -96,17 +96,11 @@ def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers:
     return result + unit.sum(-1)
 
 
-def magnitude(program: Program, domains: Domains, multipliers: Tensor) -> float:
-    """A bound on every partial sum in `value`, over the batch, up to its own relative rounding error (far below one half)."""
-    total = domains.objective.abs().amax(0) + multipliers.abs().amax(0)
+def magnitude(program: Program, domains: Domains, multipliers: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """A bound on every partial sum in `value`, (batch,), up to its own relative rounding error (far below one half)."""
+    total = domains.objective.abs() * scale + multipliers.abs()
     largest_z = torch.maximum(program.low.abs(), program.high.abs()).clamp(min=1)
-    largest_x = torch.maximum(program.input_low.abs(), program.input_high.abs()).clamp(min=1)
-    width = torch.isfinite(program.thresholds).sum(-1)
-    largest_y = torch.maximum(program.first_value.abs(), (program.first_value + width).abs()).clamp(min=1)
-    inputs = (total @ program.input_matrix.abs()) @ largest_x
-    units = (total @ program.unit_matrix.abs()) @ largest_y
-    own = multipliers.abs().amax(0) @ (largest_z + program.unevenness)
-    return float(inputs + units + own + total @ program.constant.abs() + domains.limit.abs().max())
+    return total @ program.equation_size + multipliers.abs() @ (largest_z + program.unevenness)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,12 +109,12 @@ class Proof:
 
     Attributes:
         multipliers: (batch, N), integers.
-        bits: the scale s.
+        bits: (batch,), the scale s of each domain.
         margin: (batch,), ⌈g⌉ − limit − 1: the property holds on the domain exactly when this is ≥ 0.
     """
 
     multipliers: Tensor
-    bits: int
+    bits: Tensor
     margin: Tensor
 
 
@@ -136,14 +130,11 @@ def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple
     """
     z, y = corners(program, domains.low, domains.high) if corner is None else corner
     clean = torch.nan_to_num(multipliers, nan=0.0, posinf=0.0, neginf=0.0)
-    unscaled = magnitude(program, domains, clean)
-    bits = 0
-    while bits < MAX_SCALE_BITS and unscaled * float(1 << (bits + 1)) < EXACT / 4:
-        bits += 1
-    scale = float(1 << bits)
-    rounded = torch.round(clean * scale)
-    scaled = Domains(domains.low, domains.high, domains.objective * scale, domains.limit * scale)
-    if not magnitude(program, scaled, rounded) < EXACT:
-        return Proof(rounded, bits, torch.full_like(domains.limit, -torch.inf))
-    exact = value(program, domains, z, y, rounded, scale)
-    return Proof(rounded, bits, torch.ceil(exact / scale) - domains.limit - 1)  # a division by a power of two is exact
+    room = EXACT / 4 / magnitude(program, domains, clean).clamp(min=1)
+    bits = torch.log2(room).floor().clamp(0, MAX_SCALE_BITS)
+    scale = torch.exp2(bits)
+    rounded = torch.round(clean * scale[:, None])
+    proved = magnitude(program, domains, rounded, scale[:, None]) + domains.limit.abs() * scale < EXACT
+    exact = value(program, domains, z, y, rounded, scale[:, None])
+    margin = torch.ceil(exact / scale) - domains.limit - 1  # a division by a power of two is exact
+    return Proof(rounded, bits, torch.where(proved, margin, -torch.inf))

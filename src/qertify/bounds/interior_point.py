@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qertify.bounds.dual import Domains, corners, value
+from qertify.bounds.dual import EXACT, Domains, corners, magnitude, value
 from qertify.bounds.program import Program
 
 ITERATIONS = 12
@@ -71,7 +71,7 @@ class _InputNormal:
 
     def __init__(self, program: Program) -> None:
         self.matrix = program.input_matrix
-        self.used = torch.nonzero(self.matrix.abs().amax(1) > 0 if self.matrix.shape[1] else torch.zeros(0))[:, 0]
+        self.used = torch.nonzero((self.matrix != 0).any(1))[:, 0]
         self.count = self.matrix.shape[0]
         rows = len(self.used)
         pairs = rows * (rows + 1) // 2
@@ -208,11 +208,13 @@ class InteriorPoint:
         best = value(program, domains, iterate.z, iterate.y, iterate.multipliers)
         result = Relaxation(iterate.multipliers.clone(), best, iterate.x.clone(), *_means(iterate))
         alive = torch.arange(batch, device=best.device)
-        for _ in range(iterations):
+        for _ in range(iterations if self._program.input_matrix.shape[1] else 0):  # no free input: nothing to gain
             iterate.advance()
             bound = value(program, iterate.domains, iterate.z, iterate.y, iterate.multipliers)
             finite = torch.isfinite(bound) & torch.isfinite(iterate.gap())
-            improved = finite & (bound > result.bound[alive])
+            # runaway multipliers (degenerate or empty domains) round to noise; the proof could not hold them either
+            sane = magnitude(program, iterate.domains, iterate.multipliers) < EXACT / 64
+            improved = finite & sane & (bound > result.bound[alive])
             where = alive[improved]
             result.multipliers[where] = iterate.multipliers[improved]
             result.bound[where] = bound[improved]

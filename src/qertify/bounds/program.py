@@ -73,6 +73,7 @@ class Program:
         unevenness: (N,), 0 where the thresholds are exactly even, else a bound on how far two deviations from a
             line differ, an integer.
         has_value: (N,), 1 for hidden units, 0 for output accumulators.
+        equation_size: (N,), bound on |constant| + Σ|input_matrix|·max(|x|, 1) + Σ|unit_matrix|·max(|y|, 1), not an integer.
     """
 
     units: tuple[Unit, ...]
@@ -90,6 +91,7 @@ class Program:
     spacing: Tensor
     unevenness: Tensor
     has_value: Tensor
+    equation_size: Tensor
 
     def to(self, device: str) -> Program:
         """The same program with its tensors on another device."""
@@ -264,6 +266,11 @@ class _Builder:
                 deviation = steps - line
                 if np.any(np.diff(steps) != steps[1] - steps[0]):
                     unevenness[unit] = np.ceil(deviation.max() - deviation.min()) + 1  # +1 covers rounding of the line
+        first_value = np.array([first for _, first in self.steps], dtype=np.float64)
+        last_value = first_value + [len(steps) for steps, _ in self.steps]
+        largest_x = np.maximum(np.maximum(np.abs(low), np.abs(high)), 1).astype(np.float64)
+        largest_y = np.maximum(np.maximum(np.abs(first_value), np.abs(last_value)), 1)
+        equation_size = np.abs(matrix) @ np.concatenate([[1.0], largest_x, largest_y])
         convert = torch.from_numpy
         bounds = [np.concatenate([pair[side] for pair in self.ranges]).astype(np.float64) for side in (0, 1)]
         return Program(
@@ -278,8 +285,9 @@ class _Builder:
             low=convert(bounds[0]),
             high=convert(bounds[1]),
             thresholds=convert(thresholds),
-            first_value=convert(np.array([first for _, first in self.steps], dtype=np.float64)),
+            first_value=convert(first_value),
             spacing=convert(spacing),
             unevenness=convert(unevenness),
             has_value=convert(np.array([float(unit.label is None) for unit in self.units])),
+            equation_size=convert(equation_size),
         )

@@ -301,7 +301,7 @@ class BranchAndBound:
             return
         for row in torch.nonzero(proof.margin >= 0)[:, 0].tolist():
             self._tree.closed_by[nodes[row]] = "bound"
-            self._tree.multipliers[nodes[row]] = (proof.multipliers[row].cpu().numpy().astype(np.int64), proof.bits)
+            self._tree.multipliers[nodes[row]] = (proof.multipliers[row].cpu().numpy().astype(np.int64), int(proof.bits[row]))
 
     def _push(self, item: _Open) -> None:
         self._counter += 1

@@ -279,7 +279,7 @@ def _unary(context: _Context, node: Staircase | Table, inputs: list[Values]) -> 
     for at, row in enumerate(rows):
         key = (node.name, row, low[at], high[at])
         if key not in context.unary:
-            context.unary[key] = _unary_of(node, row, low[at], high[at])
+            context.unary[key] = unary_of(node, row, low[at], high[at])
         term = encode_unary(builder, inputs[0][at], low[at], high[at], context.unary[key])
         if term.column >= 0:
             context.pattern.append(term.column)
@@ -287,7 +287,7 @@ def _unary(context: _Context, node: Staircase | Table, inputs: list[Values]) -> 
     return _values(terms)
 
 
-def _unary_of(node: Staircase | Table, row: int, low: int, high: int) -> Unary:
+def unary_of(node: Staircase | Table, row: int, low: int, high: int) -> Unary:
     """The steps of one element's map on low … high."""
     if isinstance(node, Table):
         first, last = (min(max(z - node.first, 0), node.values.shape[1] - 1) for z in (low, high))

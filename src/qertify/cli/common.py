@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -59,3 +61,15 @@ def check_writable(path: Path | None, suffix: str, flag: str) -> None:
 def say(line: str) -> None:
     """One line for the human, on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def status_line(text: str) -> Generator[Callable[[str], None]]:
+    """A live line on stderr if that is a terminal, nothing otherwise; yields what changes it."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text) as status:
+        yield lambda line: status.update(line)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +22,7 @@ from qertify.cli.common import (
     check_writable,
     import_options,
     say,
+    status_line,
 )
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
@@ -136,27 +136,13 @@ def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose:
         if not torch.cuda.is_available():
             raise InvalidInputError("device 'cuda' is not available on this machine")
     left = channel.limit(options.timeout, options.memory)
-    with _status(verbose) as show:
+    with nullcontext(say) if verbose else status_line("deciding …") as show:
 
         def progress(line: str) -> None:
             channel.progress(line)
             show(line)
 
         return verify(query, options if left is None else replace(options, timeout=max(left, 1e-3)), progress)
-
-
-@contextmanager
-def _status(verbose: bool) -> Generator[Callable[[str], None]]:
-    """A live line on a terminal, plain lines with -v, nothing otherwise."""
-    if verbose:
-        yield say
-    elif sys.stderr.isatty():
-        from rich.console import Console
-
-        with Console(stderr=True).status("deciding …") as status:
-            yield lambda line: status.update(line)
-    else:
-        yield lambda _: None
 
 
 def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:

@@ -62,42 +62,45 @@ def _longest(value_: Tensor, change: Tensor) -> Tensor:
     return ratio.flatten(1).amin(1)
 
 
-class _InputNormal:
-    """input_matrix · diag(d) · input_matrixᵀ for a batch of d.
+class _Gram:
+    """matrix · diag(d) · matrixᵀ for a batch of d.
 
     As long as the table fits, all outer products of the matrix's columns are kept, so that one matrix product gives the
-    lower triangles of the whole batch: several times faster than scaling the matrix once a domain.
+    triangles of the whole batch: several times faster than scaling the matrix once a domain.
     """
 
-    def __init__(self, program: Program) -> None:
-        self.matrix = program.input_matrix
-        self.used = torch.nonzero((self.matrix != 0).any(1))[:, 0]
-        self.count = self.matrix.shape[0]
-        rows = len(self.used)
-        pairs = rows * (rows + 1) // 2
-        self.table: Tensor | None = None
-        if pairs * self.matrix.shape[1] <= OUTER_LIMIT:
-            self.first, self.second = torch.tril_indices(rows, rows, device=self.matrix.device)
-            used = self.matrix[self.used]
-            self.table = (used[self.first] * used[self.second]).T.contiguous()
+    def __init__(self, matrix: Tensor) -> None:
+        rows = torch.nonzero((matrix != 0).any(1))[:, 0]
+        columns = torch.nonzero((matrix != 0).any(0))[:, 0]
+        self._matrix, self._columns, self._size = matrix[rows][:, columns], columns, matrix.shape[0]
+        first, second = torch.tril_indices(len(rows), len(rows), device=matrix.device)
+        self._below = rows[first] * self._size + rows[second]
+        self._above = rows[second] * self._size + rows[first]
+        self._fits = len(first) * len(columns) <= OUTER_LIMIT
+        self._table = (self._matrix[first] * self._matrix[second]).T.contiguous() if self._fits else self._matrix
+        self._rows = rows
 
-    def __call__(self, d: Tensor) -> Tensor:
-        """(batch, n) → (batch, N, N)."""
-        if self.table is None:
-            return (self.matrix[None] * d[:, None, :]) @ self.matrix.T
-        result = torch.zeros(len(d), self.count, self.count, dtype=d.dtype, device=d.device)
-        triangle = d @ self.table
-        first, second = self.used[self.first], self.used[self.second]
-        result[:, first, second] = triangle
-        result[:, second, first] = triangle
-        return result
+    def add_to(self, normal: Tensor, d: Tensor) -> None:
+        """Add to normal, (batch, N, N), in place; d is (batch, columns of the matrix)."""
+        if not self._columns.numel():
+            return
+        d = d[:, self._columns]
+        flat = normal.view(len(normal), -1)
+        if self._fits:
+            triangle = d @ self._table
+            diagonal = self._below == self._above
+            flat[:, self._below] += triangle
+            flat[:, self._above[~diagonal]] += triangle[:, ~diagonal]
+        else:
+            square = (self._matrix[None] * d[:, None, :]) @ self._matrix.T
+            normal[:, self._rows[:, None], self._rows[None, :]] += square
 
 
 class _Iterate:
     """The primal-dual point of a batch of domains. Primal: x, w. Dual: λ, with slacks p, q of the input bounds, s of w."""
 
-    def __init__(self, program: Program, domains: Domains, input_normal: _InputNormal) -> None:
-        self.program, self.domains, self.input_normal = program, domains, input_normal
+    def __init__(self, program: Program, domains: Domains, grams: tuple[_Gram, _Gram]) -> None:
+        self.program, self.domains, self.grams = program, domains, grams
         self.z, self.y = corners(program, domains.low, domains.high)
         batch, units, corner_count = self.z.shape
         self.multipliers = initial_multipliers(program, domains)
@@ -145,10 +148,12 @@ class _Iterate:
         off_y, off_z = self.y - centre_y[..., None], self.z - centre_z[..., None]
         d_off_y = d * off_y
         yy, yz, zz = (d_off_y * off_y).sum(-1), (d_off_y * off_z).sum(-1), (d * off_z * off_z).sum(-1)
-        normal = self.input_normal(freedom)
+        normal = torch.zeros(len(gap), len(units), len(units), dtype=gap.dtype, device=gap.device)
+        self.grams[0].add_to(normal, freedom)
+        self.grams[1].add_to(normal, yy)
         if self.linked:
-            mixed = units[None] * yz[:, None, :]
-            normal = normal + (units[None] * yy[:, None, :]) @ units.T - mixed - mixed.mT
+            mixed = units * yz[:, None, :]
+            normal -= mixed + mixed.mT
         torch.diagonal(normal, dim1=1, dim2=2).add_(zz)
         scale = torch.diagonal(normal, dim1=1, dim2=2).clamp(min=1e-12).rsqrt()
         normal = normal * scale[:, :, None] * scale[:, None, :]
@@ -192,7 +197,7 @@ class InteriorPoint:
 
     def __init__(self, program: Program) -> None:
         self._program = program
-        self._input_normal = _InputNormal(program)
+        self._grams = _Gram(program.input_matrix), _Gram(program.unit_matrix)
 
     def relax(self, domains: Domains, iterations: int = ITERATIONS) -> Relaxation:
         """Search for the best multipliers of a batch of domains.
@@ -203,7 +208,7 @@ class InteriorPoint:
             iterations: most interior-point steps.
         """
         program = self._program
-        iterate = _Iterate(program, domains, self._input_normal)
+        iterate = _Iterate(program, domains, self._grams)
         batch = len(domains)
         best = value(program, domains, iterate.z, iterate.y, iterate.multipliers)
         result = Relaxation(iterate.multipliers.clone(), best, iterate.x.clone(), *_means(iterate))

@@ -20,6 +20,9 @@ from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program, compile_program
 from qertify.bounds.tighten import tighten
 from qertify.errors import ReplayError, UnsupportedModelError
+from qertify.ilp.engine import EXACT_SOLVER, IlpEngine
+from qertify.ilp.model import Status
+from qertify.ilp.process import SolverProcesses
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.ranges import Range, ranges
@@ -37,6 +40,8 @@ STRONG = (48, 16)
 """Restarts and gradient steps of the attack before the search."""
 POLISH_STEPS = 8
 POLISH_REACH = 0.1
+LEAF_SECONDS = 20.0
+"""Most seconds that the integer solver spends on one leaf."""
 ENUMERATION_LIMIT = 1 << 14
 """Largest number of inputs that a leaf enumerates."""
 DESCENTS = 2
@@ -86,7 +91,14 @@ class _State:
     cases: tuple[Case, ...]
     generator: torch.Generator
     decision: Decision
+    processes: SolverProcesses
     program: Program | None = None
+
+    def engine(self) -> IlpEngine:
+        """The integer programs of this question."""
+        return IlpEngine(
+            self.network, self.box, self.property, self.splitter, self.known, self.processes, seed=self.options.seed
+        )
 
     def replay_codes(self, candidates: IntegerArray) -> IntegerArray | None:
         """The first candidate, (batch, *input shape), that violates the property in exact integers."""
@@ -153,24 +165,31 @@ def decide(
     known = ranges(network, box.low[None], box.high[None])
     low, high = (bound[0].reshape(-1)[view.element] for bound in known[view.node])
     splitter = CaseSplitter(view, property_, low, high)
-    state = _State(
-        network, box, property_, options, deadline, explain, view, known, splitter, splitter.cases(),
-        torch.Generator().manual_seed(options.seed), decision,
-    )  # fmt: skip
-    centre = box.low + (box.high - box.low) // 2
-    found = state.replay_codes(np.stack([centre, box.low, box.high]))
-    if found is not None and options.method is not Method.BOUNDS:
-        decision.counterexample, decision.method = found, "attack"
-        return decision
-    for stage in _STAGES[options.method]:
-        if state.late():
-            decision.reason = Reason.TIMEOUT
-            return decision
-        stage(state)
-        if decision.settled:
-            return decision
-    if decision.reason is None:
-        decision.reason = Reason.TIMEOUT if state.late() else Reason.UNSUPPORTED
+    generator = torch.Generator().manual_seed(options.seed)
+    with SolverProcesses(options.memory) as processes:
+        state = _State(
+            network,
+            box,
+            property_,
+            options,
+            deadline,
+            explain,
+            view,
+            known,
+            splitter,
+            splitter.cases(),
+            generator,
+            decision,
+            processes,
+        )
+        for stage in _STAGES[options.method]:
+            if state.late():
+                decision.reason = Reason.TIMEOUT
+                return decision
+            stage(state)
+            if decision.settled:
+                return decision
+    decision.reason = Reason.TIMEOUT if state.late() else Reason.UNSUPPORTED
     return decision
 
 
@@ -295,20 +314,63 @@ def _search(state: _State) -> None:
 
 
 def _solve_leaf(state: _State, case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
-    """A domain on which every value is fixed asks for a lattice point. Small boxes are enumerated, others left open."""
+    """A domain on which every value is fixed asks for a lattice point: enumerate a small box, else ask an integer solver."""
     if state.box.size <= ENUMERATION_LIMIT:
         found = state.replay_codes(state.box.points())
         return LeafAnswer(Closure.EMPTY if found is None else Closure.COUNTEREXAMPLE, found, "enumeration")
+    program = state.program
+    assert program is not None
+    bounds: dict[str, tuple[IntegerArray, IntegerArray]] = {}
+    for unit, least, greatest in zip(program.units, low.tolist(), high.tolist(), strict=True):
+        if unit.node not in bounds:
+            bounds[unit.node] = state.known[unit.node][0].reshape(-1).copy(), state.known[unit.node][1].reshape(-1).copy()
+        bounds[unit.node][0][unit.element], bounds[unit.node][1][unit.element] = int(least), int(greatest)
+    until = time.monotonic() + LEAF_SECONDS
+    answer = state.engine().decide_case(
+        case, EXACT_SOLVER, until if state.deadline is None else min(until, state.deadline), bounds
+    )
+    if answer.status is Status.FEASIBLE:
+        return LeafAnswer(Closure.COUNTEREXAMPLE, answer.counterexample, EXACT_SOLVER)
+    if answer.status is Status.INFEASIBLE and answer.exact:
+        return LeafAnswer(Closure.EMPTY, None, ", ".join(sorted(answer.solvers)) or "interval")
     return LeafAnswer(Closure.OPEN)
 
 
 def _ilp(state: _State) -> None:
-    """The whole question as integer programs."""
+    """The open cases as integer programs, each with the solver that was asked for."""
+    if state.cases:
+        _solve_cases(state, state.options.solver, state.deadline)
+
+
+def _last_resort(state: _State) -> None:
+    """Counterexamples from the floating-point solver in a third of the time, then proofs from the integer solver.
+
+    A claim of the first is remembered, never believed.
+    """
+    now = time.monotonic()
+    _solve_cases(state, "highs", now + LEAF_SECONDS if state.deadline is None else now + (state.deadline - now) / 3)
+    claimed = state.decision.evidence is Evidence.SOLVER_CLAIM
+    if state.decision.counterexample is None and (claimed or state.decision.evidence is None):
+        state.decision.evidence = None
+        _solve_cases(state, EXACT_SOLVER, state.deadline)
+        if claimed and not state.decision.settled:
+            state.decision.evidence = Evidence.SOLVER_CLAIM
+
+
+def _solve_cases(state: _State, solver: str, deadline: float | None) -> None:
+    decision = state.decision
+    answer = state.engine().decide(state.cases, solver, deadline)
+    if answer.status is Status.FEASIBLE:
+        decision.counterexample, decision.method, decision.solver = answer.counterexample, "ilp", solver
+    elif answer.status is Status.INFEASIBLE:
+        exact = Evidence.EXACT_SOLVER if answer.solvers else Evidence.EXACT_BOUNDS
+        decision.evidence, decision.method, decision.solver = exact if answer.exact else Evidence.SOLVER_CLAIM, "ilp", solver
+    state.say(f"ilp ({solver}): {answer.status.name.lower()} {answer.reason}".rstrip())
 
 
 _STAGES: dict[Method, tuple[Callable[[_State], None], ...]] = {
     Method.AUTO: (
-        _interval, _attack(*QUICK, 0, "attack"), _dual, _attack(*STRONG, DESCENTS, "strong attack"), _search, _ilp,
+        _interval, _attack(*QUICK, 0, "attack"), _dual, _attack(*STRONG, DESCENTS, "strong attack"), _search, _last_resort,
     ),
     Method.ATTACK: (_attack(*QUICK, 0, "attack"), _attack(*STRONG, DESCENTS, "strong attack")),
     Method.BOUNDS: (_interval, _dual),

@@ -241,7 +241,7 @@ class Builder:
             if steps is not None:
                 parts = [
                     self._add(
-                        Table(f"{name}/{side}", (x.node,), as_integers(t[None, :]), x.low, per_channel_rows(1, x.shape)),
+                        Table(f"{name}/table_{side}", (x.node,), as_integers(t[None, :]), x.low, per_channel_rows(1, x.shape)),
                         x.shape,
                         int(t.min()),
                         int(t.max()),

@@ -50,11 +50,8 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = 
     try:
         graph = read_graph(model, input_shape)
         _require_quantized(graph)
-        try:
+        if _stored_graph_decides(graph):
             return _network(graph, "stored")
-        except UnsupportedModelError:
-            if not all(node.op in FLOAT_OPERATORS or node.op in OPERATORS for node in graph.nodes):
-                raise
         freeze_input_shape(model, graph)
         optimized = type(model)()
         optimized.ParseFromString(optimized_model(model.SerializeToString()))
@@ -65,8 +62,23 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = 
         raise error if str(error).startswith(str(path)) else ModelFileError(f"{path}: {error}") from error
 
 
+def _stored_graph_decides(graph: Graph) -> bool:
+    """Whether no operator between integers is left to the runtime's optimizer, or some operator is unknown altogether.
+
+    The optimizer fuses float operators with the quantizers around them, and may drop or merge quantizers.
+    """
+    if not all(node.op in FLOAT_OPERATORS or node.op in OPERATORS for node in graph.nodes):
+        return True
+    at_input = _input_quantizers(graph) if graph.input_dtype == np.float32 else []
+    inner = any(node.op == "QuantizeLinear" and node not in at_input for node in graph.nodes)
+    return not inner and all(node.op in OPERATORS for node in graph.nodes)
+
+
 def _require_quantized(graph: Graph) -> None:
-    if not any(node.op.startswith(("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear")) for node in graph.nodes):
+    integers = graph.input_dtype != np.float32
+    if not integers and not any(
+        node.op.startswith(("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear")) for node in graph.nodes
+    ):
         raise UnsupportedModelError(
             graph.nodes[0].name if graph.nodes else "graph",
             "graph",

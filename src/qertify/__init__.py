@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qertify.network.evaluate import evaluate as evaluate
     from qertify.network.network import Network as Network
     from qertify.network.ranges import accumulator_proofs as accumulator_proofs
-    from qertify.network.storage import save as save_network
+    from qertify.network.storage import save as save_network  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from qertify.options import Method as Method
     from qertify.options import Options as Options
     from qertify.queries.robustness import RobustnessQuery as RobustnessQuery

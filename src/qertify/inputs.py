@@ -28,7 +28,7 @@ from qertify.network.tensor import IntegerArray
 SIZE_LIMIT = 4 << 30
 """Largest array that is read, in bytes."""
 _SELECTION = re.compile(r"^(?P<rest>.*)\[(?P<inside>[^\[\]]*)\]$", re.DOTALL)
-_ROWS = re.compile(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?")
+_ROWS = re.compile(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?", re.ASCII)
 
 Array = NDArray[Any]
 
@@ -235,7 +235,10 @@ def _npy(file: IO[bytes], size: int, name: str) -> Array:
     if version not in ((1, 0), (2, 0)):
         raise InvalidInputError(f"{name}: .npy version {version} is not supported")
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(file)
+    try:
+        shape, fortran, dtype = read_header(file)
+    except Exception as error:  # a header is Python source, and numpy lets every error of its parser through
+        raise InvalidInputError(f"{name}: damaged or truncated: unreadable header") from error
     if dtype.kind not in "iufb":
         raise InvalidInputError(f"{name}: holds {dtype}, but numbers are needed")
     expected, present = prod(shape) * dtype.itemsize, size - file.tell()

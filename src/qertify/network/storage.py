@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tokenize
 import zipfile
 import zlib
 from dataclasses import fields
@@ -81,15 +82,16 @@ def load(path: str | os.PathLike[str]) -> Network:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(item.file_size for item in archive.infolist()) > SIZE_LIMIT:
-                raise ModelFileError(f"{path}: unpacks to more than {SIZE_LIMIT >> 30} GiB")
+                raise ModelFileError(f"unpacks to more than {SIZE_LIMIT >> 30} GiB")
             description = json.loads(archive.read("network.json"))
             return _network(description, archive)
     except QertifyError as error:
-        raise error if isinstance(error, ModelFileError) else ModelFileError(f"{path}: {error}") from error
+        raise ModelFileError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise ModelFileError(f"{path}: no such file") from error
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError,
-            RecursionError, NotImplementedError, RuntimeError, MemoryError, OverflowError, zlib.error) as error:  # fmt: skip
+            RecursionError, NotImplementedError, RuntimeError, MemoryError, OverflowError, zlib.error, SyntaxError,
+            tokenize.TokenError) as error:  # fmt: skip
         raise ModelFileError(f"{path}: not a readable .qnet file ({type(error).__name__}: {error})") from error
 
 

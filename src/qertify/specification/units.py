@@ -9,7 +9,7 @@ from fractions import Fraction
 from qertify.errors import InvalidInputError
 from qertify.network.network import Network
 
-_DECIMAL = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,2})?|[+-]?\d{1,40}/\d{1,40}")
+_DECIMAL = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,2})?|[+-]?\d{1,40}/\d{1,40}", re.ASCII)
 
 
 class Unit(str, Enum):

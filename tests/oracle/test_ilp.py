@@ -21,6 +21,7 @@ from qertify.network.staircase import Steps
 from qertify.network.tensor import IntegerArray, as_integers
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox, linf_ball
+from tests.data import images, published_network, shared_data
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network, violated_somewhere
 
@@ -182,3 +183,25 @@ def test_no_time_is_no_answer(solver: str) -> None:
         undecided += answer.status is Status.LIMIT
         assert (answer.status is Status.LIMIT) == bool(answer.open)
     assert undecided > 5
+
+
+@pytest.mark.skipif(shared_data() is None, reason="needs the data folder (QERTIFY_DATA)")
+@pytest.mark.parametrize(
+    ("solver", "bits", "sample", "radius", "competitors", "status"),
+    [
+        ("cp-sat", 4, 172, 2, range(10), Status.INFEASIBLE),
+        ("highs", 4, 172, 2, range(10), Status.INFEASIBLE),
+        ("highs", 4, 308, 4, [8, None], Status.INFEASIBLE),
+        ("highs", 6, 1722, 10, [4], Status.FEASIBLE),
+    ],
+)
+def test_published_tasks(
+    processes: SolverProcesses, solver: str, bits: int, sample: int, radius: int, competitors, status: Status
+) -> None:
+    network = published_network(f"mnist_1blk_64_in_8_qu_{bits}.h5")
+    pixels, labels = images("mnist")
+    box = linf_ball(pixels[sample], radius, network.input.low, network.input.high)
+    engine = engine_for(network, box, Classification(int(labels[sample])), processes)
+    cases = [case for case in engine.splitter.cases() if case.competitor in competitors]
+    assert cases
+    assert engine.decide(cases, solver, time.monotonic() + LIMIT).status is status

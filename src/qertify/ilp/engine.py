@@ -77,6 +77,9 @@ class IlpEngine:
     def decide_case(self, case: Case, solver: str, deadline: float | None, bounds: Bounds | None = None) -> IlpAnswer:
         """Decide whether one case has a violation in the box.
 
+        A floating-point solver is asked about a relaxation first, in which only the binaries are integers: that settles
+        most cases in a fraction of the time, and its rounded inputs often are a counterexample already.
+
         Args:
             case: a case of this question, of one level or many; all its levels are encoded, exactly.
             solver: name of the solver.
@@ -92,6 +95,13 @@ class IlpEngine:
         encoding = encode(self.network, self.box, self.splitter.view, levels, self.known, bounds)
         if encoding is None:
             return IlpAnswer(Status.INFEASIBLE, exact=True)
+        if solver not in EXACT_SOLVERS:
+            answer = self._solve(_relaxation(encoding.program), solver, _share(deadline, 2))
+            if answer.status is Status.INFEASIBLE:
+                return IlpAnswer(answer.status, solvers=frozenset({solver}))
+            found = None if answer.values is None else self._replay(encoding, answer.values)
+            if found is not None:
+                return IlpAnswer(Status.FEASIBLE, counterexample=found, solvers=frozenset({solver}))
         answer = self._solve(encoding.program, solver, deadline)
         if answer.status is Status.INFEASIBLE:
             return IlpAnswer(answer.status, solver in EXACT_SOLVERS, solvers=frozenset({solver}))
@@ -152,6 +162,11 @@ def _share(deadline: float | None, parts: int) -> float | None:
         return None
     now = time.monotonic()
     return now + max(0.0, deadline - now) / parts
+
+
+def _relaxation(program: Program) -> Program:
+    """The program in which only columns of two values have to be integers."""
+    return replace(program, integer=program.integer & (program.high - program.low == 1))
 
 
 def _with_pattern(encoding: Encoding, values: IntegerArray) -> Program:

@@ -83,7 +83,10 @@ class _Worker:
 
     def _epitaph(self) -> str:
         """Why the child died, one line."""
-        code = self.process.wait()
+        try:
+            code = self.process.wait(timeout=GRACE)
+        except subprocess.TimeoutExpired:
+            return "the solver's process closed its pipes"
         self.stderr.seek(0)
         lines = self.stderr.read().decode(errors="replace").strip().splitlines()
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

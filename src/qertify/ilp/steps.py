@@ -84,8 +84,14 @@ def _band(builder: Builder, z: Term, low: int, high: int, y: Term, unary: Unary)
 
 def encode_levels(builder: Builder, label: Term, competitor: Term, ceilings: Sequence[int], floors: Sequence[int]) -> None:
     """Some level v has label ≤ ceilings[v] and competitor ≥ floors[v]; both sequences are non-decreasing."""
+    least, greatest = builder.range_of(competitor)[0], builder.range_of(label)[1]
+    first = max((v for v, floor in enumerate(floors) if floor <= least), default=0)
+    last = min((v for v, ceiling in enumerate(ceilings) if ceiling >= greatest and v >= first), default=len(ceilings) - 1)
+    ceilings, floors = ceilings[first : last + 1], floors[first : last + 1]  # the other levels imply one of these
     builder.restrict(label, builder.range_of(label)[0], ceilings[-1])
     builder.restrict(competitor, floors[0], builder.range_of(competitor)[1])
+    if len(ceilings) == 1:
+        return
     above = line_through(np.array(ceilings, dtype=np.int64) + 1)
     from_ = line_through(np.array(floors, dtype=np.int64))
     if above is not None and from_ is not None:

@@ -112,14 +112,15 @@ def test_levels() -> None:
         else:
             ceilings, floors = (np.arange(count) * step // 2 - 3 for step in generator.integers(1, 9, size=2))
         builder = Builder()
-        a, b = builder.column(-6, 9, integer=True), builder.column(-6, 9, integer=True)
+        ranges = np.sort(generator.integers(-6, 10, size=(2, 2)), axis=1).tolist()
+        a, b = (builder.column(low, high, integer=True) for low, high in ranges)
         try:
             encode_levels(builder, a, b, ceilings.tolist(), floors.tolist())
         except ContradictionError:
-            assert floors[0] > 9 or ceilings[-1] < -6
+            assert not np.any((ranges[0][0] <= ceilings) & (ranges[1][1] >= floors))
             continue
         program, _ = builder.finish()
-        for own, other in itertools.product(range(-6, 10), repeat=2):
+        for own, other in itertools.product(*(range(low, high + 1) for low, high in ranges)):
             truth = bool(np.any((own <= ceilings) & (other >= floors)))
             assert _feasible(program, {a.column: own, b.column: other}) == truth
 

@@ -128,6 +128,13 @@ def _load_external_data(model: Any, path: str | os.PathLike[str]) -> None:
         del tensor.external_data[:]
 
 
+def _text(value: Any) -> str:
+    """A name in the file; protobuf hands over damaged ones as bytes."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ModelFileError(f"the graph is damaged: {value!r} is no name"[:200])
+    return value
+
+
 def _constant(tensor: Any, name: str) -> Constant:
     import onnx
 
@@ -161,6 +168,8 @@ def _nodes(graph: Any) -> list[GraphNode]:
     """The nodes in topological order, with unique names."""
     producer: dict[str, int] = {}
     for position, node in enumerate(graph.node):
+        for name in (node.name, node.op_type, node.domain, *node.input, *node.output, *(item.name for item in node.attribute)):
+            _text(name)
         for output in filter(None, node.output):
             if output in producer:
                 raise ModelFileError(f"the graph is damaged: two nodes compute '{output}'")
@@ -197,7 +206,7 @@ def read_graph(model: Any, input_shape: Sequence[int] | None = None) -> Graph:
         InvalidInputError: ``input_shape`` contradicts the file.
     """
     try:
-        constants = {tensor.name: _constant(tensor, tensor.name) for tensor in model.graph.initializer}
+        constants = {_text(tensor.name): _constant(tensor, tensor.name) for tensor in model.graph.initializer}
         nodes: list[GraphNode] = []
         for node in _nodes(model.graph):
             if node.op == "Constant":
@@ -211,8 +220,8 @@ def read_graph(model: Any, input_shape: Sequence[int] | None = None) -> Graph:
             for name in filter(None, node.inputs):
                 if name not in known:
                     raise ModelFileError(f"node '{node.name}' reads '{name}', which nothing computes")
-        inputs = [item for item in model.graph.input if item.name not in constants]
-        outputs = [item.name for item in model.graph.output]
+        inputs = [item for item in model.graph.input if _text(item.name) not in constants]
+        outputs = [_text(item.name) for item in model.graph.output]
         if len(inputs) != 1 or len(outputs) != 1:
             names = ", ".join(f"'{name}'" for name in ([item.name for item in inputs] if len(inputs) != 1 else outputs)[:8])
             kind = "input" if len(inputs) != 1 else "output"

@@ -72,8 +72,7 @@ def evaluate_command(
             "zero_point": int(meaning.zero_point[0]) if meaning.per_tensor else meaning.zero_point.tolist(),
             "correct": correct,
         }
-        channel.finish(json.dumps(answer) + "\n")
-        return 0
+        return channel.finish(json.dumps(answer) + "\n", 0)
     lines = [
         f"row {row}: class {winner}" + ("" if truth is None else f" (label {truth[position]})") + f", outputs {codes.tolist()}"
         for position, (row, winner, codes) in enumerate(
@@ -84,5 +83,4 @@ def evaluate_command(
         lines.append(f"… {len(outputs) - SHOWN} more rows; --out or --json give them all")
     if correct is not None:
         lines.append(f"{correct} of {len(outputs)} correct ({correct / len(outputs):.2%})")
-    channel.finish("\n".join(lines) + "\n")
-    return 0
+    return channel.finish("\n".join(lines) + "\n", 0)

@@ -35,8 +35,7 @@ def info(
 
     channel: Channel = context.obj
     description = describe(load_model(model, import_options(bits, input_bits, weights)))
-    channel.finish(json.dumps(description) + "\n" if as_json else _table(description))
-    return 0
+    return channel.finish(json.dumps(description) + "\n" if as_json else _table(description), 0)
 
 
 def describe(network: Any) -> dict[str, Any]:

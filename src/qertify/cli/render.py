@@ -70,7 +70,7 @@ def _headline(answer: dict[str, Any]) -> str:
             )
             return f"NOT ROBUST: an input {within} {outcome}"
         case "misclassified":
-            return f"MISCLASSIFIED: the given input itself is predicted as {answer['predicted']}, its label is {label}"
+            return f"MISCLASSIFIED: the given input is itself predicted as {answer['predicted']}, its label is {label}"
         case _:
             return f"UNKNOWN: {REASONS[answer['reason']]}"
 

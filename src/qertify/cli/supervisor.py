@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ GRACE = 0.6
 FAREWELL = 2.0
 """Seconds that a child may take to end after its final answer."""
 POLL = 0.1
+UNKNOWN, INTERRUPTED = 3, 130
+"""Exit statuses."""
 
 
 class Channel(Protocol):
@@ -41,8 +44,8 @@ class Channel(Protocol):
         """One line for the explanation of a draft."""
         ...
 
-    def finish(self, text: str) -> None:
-        """The final answer for stdout."""
+    def finish(self, text: str, status: int) -> int:
+        """The final answer for stdout and the exit status, which is returned."""
         ...
 
 
@@ -61,9 +64,10 @@ class Direct:
     def progress(self, line: str) -> None:
         pass
 
-    def finish(self, text: str) -> None:
+    def finish(self, text: str, status: int) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
+        return status
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,9 @@ class _Pipe:
     def progress(self, line: str) -> None:
         self._send(kind="progress", line=line)
 
-    def finish(self, text: str) -> None:
-        self._send(kind="final", text=text)
+    def finish(self, text: str, status: int) -> int:
+        self._send(kind="final", text=text, status=status)
+        return status
 
 
 @dataclass(slots=True)
@@ -97,15 +102,27 @@ class _Watch:
     """What the parent knows."""
 
     pid: int
+    read_end: int
     start: float
     deadline: float | None = None
     memory: int | None = None
     draft: dict[str, Any] | None = None
     as_json: bool = False
     lines: list[str] = field(default_factory=list[str])
-    final: bool = False
+    status: int | None = None
+    buffer: bytes = b""
 
-    def take(self, message: dict[str, Any]) -> None:
+    def listen(self, seconds: float) -> bool:
+        """Take what the child says within some seconds; False once it can't say anything any more."""
+        if not select.select([self.read_end], [], [], seconds)[0]:
+            return True
+        chunk = os.read(self.read_end, 1 << 16)
+        *lines, self.buffer = (self.buffer + chunk).split(b"\n")
+        for line in lines:
+            self._take(json.loads(line))
+        return bool(chunk)
+
+    def _take(self, message: dict[str, Any]) -> None:
         match message["kind"]:
             case "limit":
                 self.deadline = None if message["timeout"] is None else self.start + message["timeout"]
@@ -115,20 +132,27 @@ class _Watch:
             case "progress":
                 self.lines.append(message["line"])
             case _:
-                self.final = True
+                self.status = message["status"]
                 sys.stdout.write(message["text"])
                 sys.stdout.flush()
 
-    def answer(self, reason: str, note: str) -> bool:
-        """Print the draft as an unknown verdict; False if there is none."""
+    def stop(self, reason: str, note: str, status: int) -> int:
+        """End the child and answer for it: with its final answer if it has just given one, else with its draft."""
+        _kill_tree(self.pid)
+        while select.select([self.read_end], [], [], 0)[0] and self.listen(0):
+            pass
+        _restore_terminal()
+        if self.status is not None:
+            return self.status
         if self.draft is None:
-            return False
+            print(f"error: {note}", file=sys.stderr)
+            return status if status == INTERRUPTED else 2
         from qertify.cli.render import render_answer
 
         unknown = {"reason": reason, "seconds": time.monotonic() - self.start, "explanation": [*self.lines, note]}
         sys.stdout.write(render_answer({**self.draft, **unknown}, self.as_json, sys.stdout.isatty()))
         sys.stdout.flush()
-        return True
+        return status
 
 
 def supervise(work: Callable[[Channel], int]) -> int:
@@ -152,65 +176,43 @@ def supervise(work: Callable[[Channel], int]) -> int:
         return work(_Pipe(write_end, start))
     os.close(write_end)
     os.close(alive)
-    watch = _Watch(pid, start)
+    watch = _Watch(pid, read_end, start)
     try:
-        return _watch(watch, read_end)
+        return _watch(watch)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _kill_tree(pid)
-        _restore_terminal()
-        if not watch.final and not watch.answer("interrupted", "interrupted"):
-            print("interrupted", file=sys.stderr)
-        return 130
+        return watch.stop("interrupted", "interrupted", INTERRUPTED)
 
 
-def _watch(watch: _Watch, read_end: int) -> int:
-    buffer, status, ended = b"", None, None
-    while status is None:
-        now = time.monotonic()
-        if ended is not None and now > ended + FAREWELL:
-            _kill_tree(watch.pid)
-        elif not watch.final and watch.deadline is not None and now > watch.deadline + GRACE:
-            return _stop(watch, "timeout", "stopped at the time limit")
-        elif not watch.final and watch.memory is not None and _resident_bytes(watch.pid) > watch.memory:
-            return _stop(watch, "memory", "stopped at the memory limit")
-        ready = ended is None and select.select([read_end], [], [], POLL)[0]
-        if ready:
-            chunk = os.read(read_end, 1 << 16)
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                watch.take(json.loads(line))
-            if not chunk:
-                ended = time.monotonic()
-        elif ended is not None:
-            time.sleep(0.005)
-        if ended is not None:
-            found, code = os.waitpid(watch.pid, os.WNOHANG)
-            status = code if found else None
-    if not os.WIFSIGNALED(status):
-        return os.waitstatus_to_exitcode(status)
-    _kill_tree(watch.pid)
-    _restore_terminal()
-    number = os.WTERMSIG(status)
-    if number == signal.SIGKILL and watch.answer("memory", "killed by the system, as when memory runs out"):
-        return 3
-    print(f"error: killed by signal {number}; this is a defect of qertify, please report", file=sys.stderr)
-    return 2
-
-
-def _stop(watch: _Watch, reason: str, note: str) -> int:
-    _kill_tree(watch.pid)
-    _restore_terminal()
-    if not watch.answer(reason, note):
-        print(f"error: {note}", file=sys.stderr)
-        return 2
-    return 3
+def _watch(watch: _Watch) -> int:
+    while watch.listen(POLL) and watch.status is None:
+        if watch.deadline is not None and time.monotonic() > watch.deadline + GRACE:
+            return watch.stop("timeout", "stopped at the time limit", UNKNOWN)
+        if watch.memory is not None and _resident_bytes(watch.pid) > watch.memory:
+            return watch.stop("memory", "stopped at the memory limit", UNKNOWN)
+    farewell = time.monotonic() + FAREWELL
+    found, code = 0, 0
+    while not found and time.monotonic() < farewell:
+        found, code = os.waitpid(watch.pid, os.WNOHANG)
+        time.sleep(0 if found else 0.005)
+    if not found:
+        return watch.stop("interrupted", "did not end after its answer", 2)
+    if not os.WIFSIGNALED(code):
+        return os.waitstatus_to_exitcode(code)
+    number = os.WTERMSIG(code)
+    if number == signal.SIGKILL:
+        return watch.stop("memory", "killed by the system, as when memory runs out", UNKNOWN)
+    watch.draft = None
+    return watch.stop("", f"killed by signal {number}; this is a defect of qertify, please report", 2)
 
 
 def _die_with_parent(alive: int) -> None:
-    """Block until the parent's end of the pipe closes, then end this process and all below it."""
+    """Block until the parent's end of the pipe closes, then end this process and all below it, from outside."""
     os.read(alive, 1)
-    _kill_tree(os.getpid())
+    victim = os.getpid()
+    if os.fork() == 0:
+        _kill_tree(victim)
+        os._exit(0)
 
 
 def _restore_terminal() -> None:
@@ -232,19 +234,27 @@ def _processes() -> dict[int, list[int]]:
 
 
 def _descendants(pid: int) -> list[int]:
+    """A process and all below it, but for the one that asks."""
     children, found = _processes(), [pid]
     for process in found:
-        found.extend(children.get(process, []))
+        found.extend(child for child in children.get(process, []) if child != os.getpid())
     return found
 
 
 def _kill_tree(pid: int) -> None:
-    """Kill a process and everything it started; the top last, for it may be this process."""
-    for process in reversed(_descendants(pid)):
-        try:
-            os.kill(process, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """Kill a process and everything it started; all are stopped first, so that none can start another meanwhile."""
+    stopped: set[int] = set()
+    while found := [process for process in _descendants(pid) if process not in stopped]:
+        stopped.update(found)
+        for process in found:
+            _signal(process, signal.SIGSTOP)
+    for process in stopped:
+        _signal(process, signal.SIGKILL)
+
+
+def _signal(process: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(process, number)
 
 
 def _resident_bytes(pid: int) -> int:

@@ -110,14 +110,16 @@ def verify_command(
         region=describe_region(query),
     )
     channel.draft(stopped.to_json(), as_json)
-    result = _decide(query, options, channel, verbose)
+    try:
+        result = _decide(query, options, channel, verbose)
+    except MemoryError:
+        result = replace(stopped, reason=Reason.MEMORY)
     answer = result.to_json()
     if result.counterexample is not None and result.counterexample.input is None:  # here input codes are the inputs
         answer["counterexample"]["input"] = answer["counterexample"]["levels"]
     if save_counterexample is not None:
         _save(save_counterexample, result, query.network.input_shape)
-    channel.finish(render_answer(answer, as_json, sys.stdout.isatty()))
-    return EXIT_STATUS[result.verdict]
+    return channel.finish(render_answer(answer, as_json, sys.stdout.isatty()), EXIT_STATUS[result.verdict])
 
 
 def _finite(value: Any, what: str, unit: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from qertify.options import Method, Options
 from qertify.queries.robustness import local_robustness, verify
-from qertify.result import Verdict
+from qertify.result import Evidence, Reason, Verdict
 from qertify.specification.property import Ties
 from tests.oracle.random_networks import random_network, violated_somewhere
 
@@ -48,3 +49,24 @@ def test_engines_agree_with_enumeration(method: Method) -> None:
     print(method, dict(seen))
     if method in (Method.AUTO, Method.BAB):
         assert seen[Verdict.UNKNOWN] == 0
+
+
+@pytest.mark.parametrize("solver", ["highs", "cp-sat"])
+def test_ilp_agrees_with_enumeration(solver: str) -> None:
+    seen: Counter[tuple[Verdict, Evidence | None]] = Counter()
+    hard = (query for query in _queries(77, 400) if verify(query, Options(method=Method.BOUNDS)).verdict is Verdict.UNKNOWN)
+    for number, query in enumerate(itertools.islice(hard, 30)):
+        result = verify(query, Options(method=Method.ILP, solver=solver, seed=number))
+        seen[result.verdict, result.evidence] += 1
+        truth = violated_somewhere(query.network, query.region, query.property)
+        assert (result.verdict is Verdict.NON_ROBUST) == truth
+        if not truth and solver == "cp-sat":
+            assert result.verdict is Verdict.ROBUST
+        if result.verdict is Verdict.UNKNOWN:
+            assert result.reason is Reason.SOLVER_CLAIM
+            accepted = verify(query, Options(method=Method.ILP, solver=solver, seed=number, accept_solver_claims=True))
+            assert (accepted.verdict, accepted.evidence) == (Verdict.ROBUST, Evidence.SOLVER_CLAIM)
+    assert seen[Verdict.NON_ROBUST, Evidence.REPLAYED_COUNTEREXAMPLE] > 3
+    if solver == "highs":
+        assert seen[Verdict.UNKNOWN, Evidence.SOLVER_CLAIM] > 0, "no query that a floating-point solver had to close"
+        assert seen[Verdict.ROBUST, Evidence.EXACT_SOLVER] == 0

@@ -23,7 +23,6 @@ OUTER_LIMIT = 1 << 25
 """Largest number of entries of the table of outer products (256 MiB of float64)."""
 STEP_FRACTION = 0.97
 REGULARIZATION = 1e-9
-_INFINITY = torch.tensor(torch.inf, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,10 +55,9 @@ def initial_multipliers(program: Program, domains: Domains) -> Tensor:
     return result
 
 
-def _longest(value_: Tensor, change: Tensor) -> Tensor:
-    """The longest step in [0, ∞] that keeps value + step·change ≥ 0, per domain."""
-    ratio = torch.where(change < 0, -value_ / change, _INFINITY.to(change.device))
-    return ratio.flatten(1).amin(1)
+def _longest(relative_change: Tensor) -> Tensor:
+    """The longest step that keeps value·(1 + step·relative_change) ≥ 0, given the least relative change, per domain."""
+    return torch.where(relative_change < 0, -1 / relative_change, torch.inf)
 
 
 class _Gram:
@@ -176,9 +174,10 @@ class _Iterate:
             return change, dx, dp, dq, ds, e - d * ds
 
         def steps(dx: Tensor, dp: Tensor, dq: Tensor, ds: Tensor, dw: Tensor) -> tuple[Tensor, Tensor]:
-            primal = torch.minimum(torch.minimum(_longest(below, dx), _longest(above, -dx)), _longest(self.w, dw))
-            dual = torch.minimum(torch.minimum(_longest(self.p, dp), _longest(self.q, dq)), _longest(self.s, ds))
-            return primal, dual
+            primal = torch.minimum((dx / below).amin(-1), -(dx / above).amax(-1))
+            dual = torch.minimum((dp / self.p).amin(-1), (dq / self.q).amin(-1))
+            primal = torch.minimum(primal, (dw / self.w).amin((-1, -2)))
+            return _longest(primal), _longest(torch.minimum(dual, (ds / self.s).amin((-1, -2))))
 
         _, dx, dp, dq, ds, dw = solve(0.0, 0.0, 0.0)
         primal, dual = (step.clamp(max=1)[:, None] for step in steps(dx, dp, dq, ds, dw))

@@ -25,7 +25,7 @@ from qertify.network.tensor import IntegerArray
 from qertify.search.branching import choose
 from qertify.specification.cases import Case, CaseSplitter
 
-BATCH = 192
+BATCH = 96
 CANDIDATES = 48
 """Domains of a batch whose primal points are tried as counterexamples."""
 DIVE_ABOVE = 20_000

@@ -6,7 +6,8 @@ attack → interval bounds → dual bounds → stronger attack → branch and bo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -166,7 +167,7 @@ def decide(
     low, high = (bound[0].reshape(-1)[view.element] for bound in known[view.node])
     splitter = CaseSplitter(view, property_, low, high)
     generator = torch.Generator().manual_seed(options.seed)
-    with SolverProcesses(options.memory) as processes:
+    with SolverProcesses(options.memory) as processes, _threads():
         state = _State(
             network,
             box,
@@ -191,6 +192,17 @@ def decide(
                 return decision
     decision.reason = Reason.TIMEOUT if state.late() else Reason.UNSUPPORTED
     return decision
+
+
+@contextmanager
+def _threads() -> Generator[None]:
+    """One thread: the tensors here are small, and threads that wait for each other cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _interval(state: _State) -> None:

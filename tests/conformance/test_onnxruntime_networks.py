@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,8 +11,11 @@ pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 
 from qertify.errors import UnsupportedModelError
 from qertify.importers.onnx_quantized import load_onnx
+from qertify.network.nodes import Staircase
+from qertify.network.staircase import Steps
+from qertify.network.tensor import as_integers
 from qertify.runtimes.base import runtime_of
-from tests.conformance.onnx_models import NETWORKS, quantized
+from tests.conformance.onnx_models import NETWORKS, FloatNetwork, mlp, quantized
 
 MANY, FEW = 10_000, 600
 CASES = [
@@ -28,7 +33,7 @@ PARTLY_FLOAT = {("residual", "QDQ", "QInt8"), ("mobile", "QDQ", "QInt8")}
 def test_same_integers(tmp_path, net, form, activation, weight, per_channel, count):
     path = quantized(NETWORKS[net](), tmp_path / "model.onnx", form, activation, weight, per_channel)
     if (net, form, activation) in PARTLY_FLOAT:
-        with pytest.raises(UnsupportedModelError, match=r"Conv.*runs in float.*'Add"):
+        with pytest.raises(UnsupportedModelError, match=r"'Conv0'.*runs in float.*'Conv2'"):
             load_onnx(path)
         return
     network = load_onnx(path)
@@ -39,3 +44,40 @@ def test_same_integers(tmp_path, net, form, activation, weight, per_channel, cou
     assert np.count_nonzero(~replay.agrees) == 0
     levels = [len(np.unique(column)) for column in replay.outputs.T]
     assert min(levels) > 10, "the inputs hardly move the outputs"
+
+
+def activations(seed=0):
+    """Every activation that is known through its codes, and products of a tensor with its own gate."""
+    net = FloatNetwork(seed, [3, 6, 6])
+    x = net.add("HardSwish", net.convolution("x", 6, 3, 3))
+    x = net.add("HardSigmoid", net.convolution(x, 6, 6, 3), alpha=0.1666, beta=0.5)
+    x = net.add("Tanh", net.convolution(x, 6, 6, 3))
+    y = net.convolution(x, 6, 6, 3)
+    x = net.add("Relu", net.add("Mul", y, net.add("Sigmoid", y)))
+    x = net.add("LeakyRelu", net.convolution(x, 6, 6, 3), alpha=0.2)
+    net.output = net.dense(net.add("Flatten", net.add("GlobalAveragePool", x)), 10, 6)
+    return net
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_activations_between_integers(tmp_path, form):
+    path = quantized(activations(), tmp_path / "model.onnx", form, "QUInt8", "QInt8", True)
+    network = load_onnx(path)
+    random = np.random.default_rng(6)
+    x = random.normal(size=(1500, 3, 6, 6)) + random.normal(size=(1500, 1, 1, 1))
+    replay = runtime_of(network).replay(path, x.astype(np.float32))
+    assert replay.agrees.all()
+    assert min(len(np.unique(column)) for column in replay.outputs.T) > 10
+
+
+def test_a_wrong_threshold_is_noticed(tmp_path):
+    """The comparison can fail: one threshold of a hidden layer moved by one."""
+    path = quantized(mlp(), tmp_path / "model.onnx", "QDQ", "QUInt8", "QInt8", False)
+    network = load_onnx(path)
+    at = next(i for i, node in enumerate(network.nodes) if isinstance(node, Staircase))
+    nodes = list(network.nodes)
+    steps = nodes[at].steps
+    nodes[at] = replace(nodes[at], steps=Steps(as_integers(steps.thresholds + 1), steps.low))
+    broken = replace(network, nodes=tuple(nodes))
+    x = np.random.default_rng(0).normal(size=(MANY, 20)).astype(np.float32)
+    assert not runtime_of(broken).replay(path, x).agrees.all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import frexp, prod
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,6 +39,8 @@ ELEMENT_LIMIT = 1 << 26
 """Most elements of one tensor: a hostile shape must not fill the memory."""
 FINEST_GRID = 48
 """Finest grid, in bits after the binary point, that `Builder.combine` tries."""
+SUM_BITS = 60
+"""Width that every integer sum of `Builder.combine` must fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,13 +231,15 @@ class Builder:
             raise UnsupportedModelError(name, "addition", None, "only operands of up to 8 bits can be verified pair by pair")
         codes = [np.arange(x.low, x.high + 1, dtype=np.int64) for x in (a, b)]
         image = np.clip(function(codes[0][:, None], codes[1][None, :]), low, high)
+        largest = max(float(np.abs(term).max()) for term in terms)
+        finest = min(FINEST_GRID, SUM_BITS - frexp(max(largest, 1.0))[1] - 8)
         slopes = [(term[-1] - term[0]) / max(1, len(term) - 1) for term in terms]
-        for bits in range(10, FINEST_GRID):
+        for bits in range(10, finest):
             factors = [round(slope * 2.0**bits) for slope in slopes]
             steps = _steps_of_sum(codes[0] * factors[0], codes[1] * factors[1], image, low, high)
             if steps is not None:
                 return self._weighted_sum(name, a, b, factors, steps, quantization)
-        for bits in range(10, FINEST_GRID):
+        for bits in range(10, finest):
             tables = [np.rint(term * 2.0**bits).astype(np.int64) for term in terms]
             steps = _steps_of_sum(tables[0], tables[1], image, low, high)
             if steps is not None:
@@ -251,7 +255,7 @@ class Builder:
                 total = self._add(Add(f"{name}/accumulator", tuple(p.node for p in parts)), a.shape, 0, 0)
                 node = Staircase(f"{name}/requantize", (total.node,), steps, per_channel_rows(1, a.shape))
                 return self._add(node, a.shape, low, high, quantization)
-        raise UnsupportedModelError(name, "addition", None, f"no grid of {FINEST_GRID} bits reproduces it")
+        raise UnsupportedModelError(name, "addition", None, f"no grid of {finest} bits reproduces it")
 
     def _weighted_sum(
         self, name: str, a: Codes, b: Codes, factors: Sequence[int], steps: Steps, quantization: QuantizationParameters | None

@@ -25,12 +25,12 @@ from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_reals import REALS
 from qertify.network.nodes import Window
 from qertify.network.tensor import IntegerArray
-from qertify.runtimes.float32 import is_normal
+from qertify.runtimes.float32 import Float32Array, is_normal
 from qertify.runtimes.onnxruntime import unary_table
 from qertify.runtimes.onnxruntime_arithmetic import (
     Addition,
+    average_multiplier,
     linear_multiplier,
-    requantize_average,
     requantize_linear,
     requantize_product,
 )
@@ -43,11 +43,15 @@ def _requantize_linear(lowering: Lowering, node: GraphNode, x: int, w: int, y: i
     if weight_scale.size not in (1, channels):
         raise ModelFileError(f"node '{node.name}': {weight_scale.size} weight scales for {channels} channels")
     multiplier = linear_multiplier(lowering.scale(node, x), weight_scale, scale)
-    if not all(is_normal(float(m)) for m in multiplier):
-        raise UnsupportedModelError(node.name, node.op, "scale", "the product of the scales must be a normal float32")
+    _require_normal(node, multiplier)
     if np.all(multiplier == multiplier[0]):
         multiplier = multiplier[:1]
     return Requantize(requantize_linear(multiplier, zero_point), multiplier.size, low, high, quantization)
+
+
+def _require_normal(node: GraphNode, multiplier: Float32Array) -> None:
+    if not all(is_normal(float(m)) for m in multiplier):
+        raise UnsupportedModelError(node.name, node.op, "scale", "what the scales multiply to must be a normal float32")
 
 
 def _weight(lowering: Lowering, node: GraphNode, position: int, x: Codes, output_axis: int) -> IntegerArray:
@@ -159,8 +163,9 @@ def _global_average(lowering: Lowering, node: GraphNode) -> Value:
         raise UnsupportedModelError(node.name, node.op, None, f"one or two spatial axes are needed, not {x.shape}")
     image = _to_image(lowering, node, x, last)
     kernel = (image.shape[1], image.shape[2])
-    function = requantize_average(x_scale, scale, y_zero_point, prod(kernel))
-    requantize = Requantize(function, 1, low, high, quantization)
+    multiplier = average_multiplier(x_scale, scale, prod(kernel))
+    _require_normal(node, multiplier)
+    requantize = Requantize(requantize_linear(multiplier, y_zero_point), 1, low, high, quantization)
     result = lowering.builder.pool_sum(node.name, image, Window(kernel), zero_point, requantize)
     return _from_image(lowering, node, result, axes, last)
 
@@ -184,8 +189,7 @@ def _addition(lowering: Lowering, node: GraphNode) -> Value:
     plain = Addition((scales[0], scales[1], scales[2]), (z_a, z_b, z_c))
     exchanged = Addition((scales[1], scales[0], scales[2]), (z_b, z_a, z_c))
     exchanges = _exchanges(_full_shape(lowering, node, 0), _full_shape(lowering, node, 3))
-    if not all(np.isfinite(ratio) for ratio in (*plain.ratios, plain.constant, exchanged.constant)):
-        raise UnsupportedModelError(node.name, node.op, "scale", "the quotients of the scales overflow float32")
+    _require_normal(node, np.array(plain.ratios))
     if exchanges is None:
         codes = np.arange(low, high + 1)
         one, two = plain(codes[:, None], codes[None, :]), exchanged(codes[None, :], codes[:, None])
@@ -207,13 +211,17 @@ def _full_shape(lowering: Lowering, node: GraphNode, position: int) -> tuple[int
     return (1, *lowering.codes(node, position).shape)
 
 
+def _common_shape(node: GraphNode, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    try:
+        return np.broadcast_shapes(a, b)
+    except ValueError as error:
+        raise ModelFileError(f"node '{node.name}': shapes {a} and {b} do not fit") from error
+
+
 def _broadcast(lowering: Lowering, node: GraphNode, positions: tuple[int, int]) -> tuple[Codes, Codes]:
     """Two computed operands at their common shape."""
     a, b = (lowering.quantized(node, position)[0] for position in positions)
-    try:
-        shape = np.broadcast_shapes((1, *a.shape), (1, *b.shape))[1:]
-    except ValueError as error:
-        raise ModelFileError(f"node '{node.name}': shapes {a.shape} and {b.shape} do not fit") from error
+    shape = _common_shape(node, (1, *a.shape), (1, *b.shape))[1:]
     builder = lowering.builder
     return builder.broadcast(f"{node.name}/a", a, shape), builder.broadcast(f"{node.name}/b", b, shape)
 
@@ -233,7 +241,7 @@ def _with_constant(
     if constant.dtype != (np.int8 if low < 0 else np.uint8):
         raise ModelFileError(f"node '{node.name}': operand {fixed} and its zero point have different types")
     full = (1, *x.shape)
-    if np.broadcast_shapes(full, constant.shape) != full:
+    if _common_shape(node, full, constant.shape) != full:
         raise UnsupportedModelError(node.name, node.op, None, f"the constant {constant.shape} would extend the tensor {full}")
     distinct, rows = np.unique(integers(constant), return_inverse=True)
     codes = np.arange(low, high + 1, dtype=np.int64)[None, :]
@@ -247,7 +255,9 @@ def _multiplication(lowering: Lowering, node: GraphNode) -> Value:
     a_scale, b_scale = lowering.scale(node, 1), lowering.scale(node, 4)
     z_a, z_b = lowering.zero_point(node, 2)[0], lowering.zero_point(node, 5)[0]
     scale, zero_point, low, high, quantization = lowering.result(node, 6)
-    function = requantize_product(a_scale, b_scale, scale, zero_point)
+    multiplier = linear_multiplier(a_scale, np.array([b_scale]), scale)
+    _require_normal(node, multiplier)
+    function = requantize_product(multiplier[0], zero_point)
     if lowering.is_constant(node, 0) or lowering.is_constant(node, 3):
         first = 3 if lowering.is_constant(node, 0) else 0
         z_first, z_second = (z_a, z_b) if first == 0 else (z_b, z_a)

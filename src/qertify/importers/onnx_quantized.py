@@ -56,6 +56,9 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = 
         optimized = type(model)()
         optimized.ParseFromString(optimized_model(model.SerializeToString()))
         return _network(read_graph(optimized), "optimized")
+    except (ValueError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{path}: damaged: its shapes or values do not fit together ({reason})") from error
     except InvalidNetworkError as error:
         raise ModelFileError(f"{path}: {error}") from error
     except ModelFileError as error:

@@ -12,6 +12,7 @@ from qertify.importers.lowering import Codes
 from qertify.importers.onnx_context import Decision, Lowering, Real, Value, attribute, axis_without_batch, require_default
 from qertify.importers.onnx_file import GraphNode
 from qertify.runtimes.float32 import Float32Array
+from qertify.runtimes.onnxruntime import unary_floats
 from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
 
 
@@ -118,12 +119,65 @@ def _argmax(lowering: Lowering, node: GraphNode) -> Value:
     return Decision(codes, "argmax")
 
 
+def _unary(lowering: Lowering, node: GraphNode) -> Value:
+    """An element-wise float operator between integers: its results on all codes are read off the runtime."""
+    value = lowering.value(node, 0)
+    if not isinstance(value, Real) or value.values is None:
+        raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
+    attributes = {name: attribute(node, name, 0.0) for name in node.attributes}
+    values = unary_floats(node.op, value.values, attributes)
+    if values is None:
+        raise UnsupportedModelError(node.name, node.op, None, "its float results depend on the position in the tensor")
+    return replace(value, values=values)
+
+
+BINARY: dict[str, Callable[[Float32Array, Float32Array], Float32Array]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": lambda a, b: a / b,
+}
+"""Float operators with one correctly rounded result, float32 in and out."""
+
+
+def _binary(lowering: Lowering, node: GraphNode) -> Value:
+    """Two float tensors known through the same codes, or one of them a number: still known through those codes."""
+    operands: list[Float32Array] = []
+    known: list[Real] = []
+    for position in range(2):
+        if lowering.is_constant(node, position):
+            constant = lowering.constant(node, position)
+            if constant.dtype != np.float32 or constant.size != 1:
+                raise UnsupportedModelError(node.name, node.op, None, f"a single number is needed, not {constant.shape}")
+            operands.append(constant.reshape(-1))
+            continue
+        value = lowering.value(node, position)
+        if not isinstance(value, Real) or value.values is None:
+            raise UnsupportedModelError(node.name, node.op, None, "it runs in float, on the network's input")
+        known.append(value)
+        operands.append(value.values)
+    codes = known[0].codes if known else None
+    if codes is None or any((k.codes.node, k.codes.shape) != (codes.node, codes.shape) for k in known):
+        raise UnsupportedModelError(node.name, node.op, None, "it runs in float, and has no exact integer form here")
+    with np.errstate(all="ignore"):
+        values = BINARY[node.op](operands[0], operands[1])
+    if not np.all(np.isfinite(values)):
+        raise UnsupportedModelError(node.name, node.op, None, "some code gives NaN or infinity")
+    return Real(codes, values)
+
+
 REALS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
     "Relu": lambda lowering, node: _clamp(lowering, node, 0.0, np.inf),
     "Clip": _clip,
     "Softmax": _softmax,
+    "LeakyRelu": _unary,
+    "Sigmoid": _unary,
+    "Tanh": _unary,
+    "HardSigmoid": _unary,
+    "HardSwish": _unary,
+    **dict.fromkeys(BINARY, _binary),
     "ArgMax": _argmax,
 }
 """The lowering of each operator between integers and floats."""

@@ -107,6 +107,32 @@ def unary_table(
     return _table(op, low, (float(x[0]), x[1]), (float(y[0]), y[1]), tuple(sorted(attributes.items())))
 
 
+PROBE_LENGTHS = (1, 3, 8, 15, 33, 256)
+"""Lengths of the tensors on which a float operator is probed: vector bodies and tails of every kernel width."""
+
+
+def unary_floats(op: str, values: Float32Array, attributes: Mapping[str, Any]) -> Float32Array | None:
+    """What an element-wise float operator makes of each value, as the installed onnxruntime computes it.
+
+    Returns:
+        float32 of the same shape, or None if the result depends on the value's position in the tensor.
+    """
+    from onnx import TensorProto, helper
+
+    node = helper.make_node(op, ["x"], ["y"], **dict[str, Any](attributes))
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
+    graph = helper.make_graph([node], "probe", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = _session(model.SerializeToString())
+    result: Float32Array = session.run(None, {"x": values})[0]
+    for length in PROBE_LENGTHS:
+        for start in range(len(values)):
+            chosen = (start + np.arange(length)) % len(values)
+            if not np.array_equal(session.run(None, {"x": values[chosen]})[0], result[chosen]):
+                return None
+    return result if bool(np.all(np.isfinite(result))) else None
+
+
 class OnnxRuntime:
     """`Runtime` of a network imported from ONNX."""
 

@@ -30,25 +30,25 @@ def dequantize(codes: IntegerArray, scale: np.float32, zero_point: int) -> Float
 
 def linear_multiplier(x_scale: np.float32, weight_scale: Float32Array, y_scale: np.float32) -> Float32Array:
     """QLinearConv, QLinearMatMul, QGemm: F(F(s_x·s_w) / s_y), shape of the weight scale."""
-    return np.asarray(x_scale * weight_scale / y_scale, dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        return np.asarray(x_scale * weight_scale / y_scale, dtype=np.float32)
+
+
+def average_multiplier(x_scale: np.float32, y_scale: np.float32, elements: int) -> Float32Array:
+    """QLinearGlobalAveragePool over n elements: F(s_x / F(s_y·n)), shape (1,)."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.array([x_scale / np.float32(y_scale * np.float32(elements))], dtype=np.float32)
 
 
 def requantize_linear(multiplier: Float32Array, zero_point: int) -> AccumulatorMap:
-    """rne(F(F(acc)·multiplier)) + z; one multiplier a row, acc of shape (rows, n)."""
+    """rne(F(F(acc)·multiplier)) + z; one multiplier a row, acc of shape (rows, n). Also of an average, with its multiplier."""
     column = multiplier.reshape(-1, 1)
     return lambda z: round_half_even(z.astype(np.float32) * column) + zero_point
 
 
-def requantize_product(a_scale: np.float32, b_scale: np.float32, y_scale: np.float32, zero_point: int) -> AccumulatorMap:
-    """QLinearMul: rne(F(F(p·F(F(s_a·s_b) / s_c)) + z_c)) of p = (a − z_a)·(b − z_b)."""
-    multiplier = np.float32(a_scale * b_scale / y_scale)
+def requantize_product(multiplier: np.float32, zero_point: int) -> AccumulatorMap:
+    """QLinearMul: rne(F(F(p·F(F(s_a·s_b) / s_c)) + z_c)) of p = (a − z_a)·(b − z_b), with that `linear_multiplier`."""
     return lambda z: round_half_even(z.astype(np.float32) * multiplier + np.float32(zero_point))
-
-
-def requantize_average(x_scale: np.float32, y_scale: np.float32, zero_point: int, elements: int) -> AccumulatorMap:
-    """QLinearGlobalAveragePool: rne(F(S·F(s_x / F(s_y·n)))) + z_y of S = Σ(x − z_x) over n elements."""
-    multiplier = np.float32(x_scale / np.float32(y_scale * np.float32(elements)))
-    return lambda z: round_half_even(z.astype(np.float32) * multiplier) + zero_point
 
 
 class Addition:
@@ -58,7 +58,8 @@ class Addition:
     """
 
     def __init__(self, scales: tuple[np.float32, np.float32, np.float32], zero_points: tuple[int, int, int]) -> None:
-        self.ratios = (np.float32(scales[0] / scales[2]), np.float32(scales[1] / scales[2]))
+        with np.errstate(over="ignore", under="ignore"):
+            self.ratios = (np.float32(scales[0] / scales[2]), np.float32(scales[1] / scales[2]))
         z_a, z_b, z_c = (np.float32(z) for z in zero_points)
         self.constant = np.float32(z_c - fma(self.ratios[0], z_a, self.ratios[1] * z_b))
 

@@ -193,6 +193,7 @@ def test_no_time_is_no_answer(solver: str) -> None:
         ("highs", 4, 172, 2, range(10), Status.INFEASIBLE),
         ("highs", 4, 308, 4, [8, None], Status.INFEASIBLE),
         ("highs", 6, 1722, 10, [4], Status.FEASIBLE),
+        ("highs", 4, 1032, 1, [8], Status.FEASIBLE),
     ],
 )
 def test_published_tasks(

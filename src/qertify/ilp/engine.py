@@ -7,14 +7,14 @@ give: evidence from an integer solver or from interval arithmetic, a claim from 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from qertify.ilp.encode import Bounds, Encoding, encode
 from qertify.ilp.model import Program, SolverAnswer, Status
 from qertify.ilp.process import SolverProcesses
+from qertify.ilp.relaxations import binaries_only, fixed_pattern, rounding_margin
 from qertify.ilp.solvers import EXACT_SOLVERS
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
@@ -26,6 +26,9 @@ from qertify.specification.region import IntegerBox
 
 EXACT_SOLVER = "cp-sat"
 """The integer solver that repairs rounded points."""
+
+EARLY = 0.1
+"""Seconds before its limit at which a solver that ends without an answer is taken to have given up for another reason."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +56,39 @@ class IlpAnswer:
             raise ValueError("feasible needs a replayed counterexample")
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One way to ask about a case.
+
+    Attributes:
+        program: what the solver gets.
+        conclusive: whether its infeasibility is that of the case.
+        repair: whether a rounded point that is no counterexample is given to the integer solver.
+        slot: seconds for one case in the first round, where there are several stages.
+    """
+
+    program: Callable[[Encoding], Program]
+    conclusive: bool
+    repair: bool = False
+    slot: float = 1.0
+
+
+def _itself(encoding: Encoding) -> Program:
+    return encoding.program
+
+
+EXACT_STAGES = (Stage(_itself, conclusive=True),)
+"""An integer solver is asked about the program itself."""
+
+FLOATING_STAGES = (
+    Stage(binaries_only, conclusive=True, slot=3.0),
+    Stage(partial(rounding_margin, factor=2.0), conclusive=False),
+    Stage(partial(rounding_margin, factor=0.5), conclusive=False),
+    Stage(_itself, conclusive=True, repair=True),
+)
+"""A floating-point solver settles most cases by a relaxation, and finds most counterexamples by rounding with a margin."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class IlpEngine:
     """One question, ready to be asked case by case; as branch and bound does at its leaves.
@@ -75,13 +111,18 @@ class IlpEngine:
     seed: int = 0
 
     def decide_case(self, case: Case, solver: str, deadline: float | None, bounds: Bounds | None = None) -> IlpAnswer:
-        """Decide whether one case has a violation in the box.
+        """Decide whether one case has a violation in the box; as `decide`."""
+        return self.decide((case,), solver, deadline, bounds)
 
-        A floating-point solver is asked about a relaxation first, in which only the binaries are integers: that settles
-        most cases in a fraction of the time, and its rounded inputs often are a counterexample already.
+    def decide(self, cases: Sequence[Case], solver: str, deadline: float | None, bounds: Bounds | None = None) -> IlpAnswer:
+        """Decide whether any of the cases has a violation in the box.
+
+        Every stage asks about all open cases before the next one begins, so that one hard case does not keep an easy
+        counterexample from being found. Time is shared out evenly, or, where there are several stages, given in slots
+        that double from round to round.
 
         Args:
-            case: a case of this question, of one level or many; all its levels are encoded, exactly.
+            cases: cases of this question, of one level or many; all levels of each are encoded, exactly.
             solver: name of the solver.
             deadline: of `time.monotonic`, None for none.
             bounds: extra bounds on accumulators (name → least, greatest): then only inputs that keep them are asked about.
@@ -91,59 +132,60 @@ class IlpEngine:
             UnsupportedModelError: numbers too large for integer programs.
             SolverError: the solver's process can't be started.
         """
-        levels = self.splitter.levels(case)
-        encoding = encode(self.network, self.box, self.splitter.view, levels, self.known, bounds)
-        if encoding is None:
+        view, known = self.splitter.view, self.known
+        encoded = [(case, encode(self.network, self.box, view, self.splitter.levels(case), known, bounds)) for case in cases]
+        pending = [(case, encoding) for case, encoding in encoded if encoding is not None]
+        if not pending:
             return IlpAnswer(Status.INFEASIBLE, exact=True)
-        if solver not in EXACT_SOLVERS:
-            answer = self._solve(_relaxation(encoding.program), solver, _share(deadline, 2))
-            if answer.status is Status.INFEASIBLE:
-                return IlpAnswer(answer.status, solvers=frozenset({solver}))
-            found = None if answer.values is None else self._replay(encoding, answer.values)
-            if found is not None:
-                return IlpAnswer(Status.FEASIBLE, counterexample=found, solvers=frozenset({solver}))
-        answer = self._solve(encoding.program, solver, deadline)
-        if answer.status is Status.INFEASIBLE:
-            return IlpAnswer(answer.status, solver in EXACT_SOLVERS, solvers=frozenset({solver}))
+        stages = EXACT_STAGES if solver in EXACT_SOLVERS else FLOATING_STAGES
+        failed: list[tuple[Case, str]] = []
+        reason, patience = "no time left", 1
+        while pending and not _late(deadline):
+            for stage in stages:
+                queue, pending = pending, []
+                for position, (case, encoding) in enumerate(queue):
+                    until = (
+                        _share(deadline, len(queue) - position)
+                        if len(stages) == 1
+                        else _earlier(deadline, patience * stage.slot)
+                    )
+                    answer = self._ask(stage, encoding, solver, until)
+                    if answer.status is Status.FEASIBLE:
+                        return answer
+                    if answer.status is Status.INFEASIBLE:
+                        continue
+                    reason = answer.reason
+                    gave_up = until is None or time.monotonic() < until - EARLY
+                    if stage is stages[-1] and (answer.status is Status.FAILED or gave_up):  # more time would not help
+                        failed.append((case, answer.reason))
+                    else:
+                        pending.append((case, encoding))
+            patience *= 2
+        if failed:
+            return IlpAnswer(
+                Status.FAILED, reason=failed[0][1], open=(*(case for case, _ in failed), *(case for case, _ in pending))
+            )
+        if pending:
+            return IlpAnswer(Status.LIMIT, reason=reason, open=tuple(case for case, _ in pending))
+        return IlpAnswer(Status.INFEASIBLE, solver in EXACT_SOLVERS, solvers=frozenset({solver}))
+
+    def _ask(self, stage: Stage, encoding: Encoding, solver: str, deadline: float | None) -> IlpAnswer:
+        """One stage on one case. INFEASIBLE and FEASIBLE are final; anything else leaves the case open."""
+        answer = self._solve(stage.program(encoding), solver, deadline)
+        if answer.status is Status.INFEASIBLE and stage.conclusive:
+            return IlpAnswer(Status.INFEASIBLE, solver in EXACT_SOLVERS, solvers=frozenset({solver}))
         if answer.values is None:
-            return IlpAnswer(answer.status, reason=answer.reason, open=(case,))
+            return IlpAnswer(Status.LIMIT if answer.status is Status.INFEASIBLE else answer.status, reason=answer.reason)
         found = self._replay(encoding, answer.values)
-        if found is None and solver not in EXACT_SOLVERS:
+        if found is None and stage.repair:
             solver = EXACT_SOLVER
-            answer = self._solve(_with_pattern(encoding, answer.values), solver, deadline)
+            answer = self._solve(fixed_pattern(encoding, answer.values), solver, deadline)
             found = None if answer.values is None else self._replay(encoding, answer.values)
         if found is not None:
             return IlpAnswer(Status.FEASIBLE, counterexample=found, solvers=frozenset({solver}))
         if answer.status is Status.LIMIT:
-            return IlpAnswer(Status.LIMIT, reason=answer.reason, open=(case,))
-        return IlpAnswer(Status.FAILED, reason=f"the point of {solver} is not a counterexample", open=(case,))
-
-    def decide(self, cases: Sequence[Case], solver: str, deadline: float | None) -> IlpAnswer:
-        """Decide whether any of the cases has a violation; as `decide_case`.
-
-        Time is shared out evenly among the open cases, again and again while some is left, so that one hard case does
-        not keep an easy counterexample from being found.
-        """
-        exact, solvers, pending = True, frozenset[str](), list(cases)
-        failed: list[IlpAnswer] = []
-        late = IlpAnswer(Status.LIMIT, reason="no time left")
-        while pending and not (deadline is not None and time.monotonic() >= deadline):
-            queue, pending = pending, []
-            for position, case in enumerate(queue):
-                answer = self.decide_case(case, solver, _share(deadline, len(queue) - position))
-                if answer.status is Status.FEASIBLE:
-                    return answer
-                if answer.status is Status.INFEASIBLE:
-                    exact, solvers = exact and answer.exact, solvers | answer.solvers
-                elif answer.status is Status.LIMIT and deadline is not None:
-                    late = answer
-                    pending.append(case)
-                else:
-                    failed.append(answer)
-        open_ = (*pending, *(case for answer in failed for case in answer.open))
-        if open_:
-            return replace(failed[0] if failed else late, open=open_)
-        return IlpAnswer(Status.INFEASIBLE, exact, solvers=solvers)
+            return IlpAnswer(Status.LIMIT, reason=answer.reason)
+        return IlpAnswer(Status.FAILED, reason=f"the point of {solver} is not a counterexample")
 
     def _solve(self, program: Program, solver: str, deadline: float | None) -> SolverAnswer:
         return self.processes.solve(solver, program, deadline, self.threads, self.seed)
@@ -156,25 +198,22 @@ class IlpEngine:
         return codes[0]
 
 
+def _late(deadline: float | None) -> bool:
+    return deadline is not None and time.monotonic() >= deadline
+
+
+def _earlier(deadline: float | None, seconds: float) -> float:
+    """The deadline, or that many seconds from now."""
+    end = time.monotonic() + seconds
+    return end if deadline is None else min(end, deadline)
+
+
 def _share(deadline: float | None, parts: int) -> float | None:
     """The time at which an equal part of what is left is spent."""
     if deadline is None:
         return None
     now = time.monotonic()
     return now + max(0.0, deadline - now) / parts
-
-
-def _relaxation(program: Program) -> Program:
-    """The program in which only columns of two values have to be integers."""
-    return replace(program, integer=program.integer & (program.high - program.low == 1))
-
-
-def _with_pattern(encoding: Encoding, values: IntegerArray) -> Program:
-    """The program with the staircase values fixed to those of a point: a question about the input lattice only."""
-    low, high = encoding.program.low.copy(), encoding.program.high.copy()
-    fixed = encoding.pattern
-    low[fixed] = high[fixed] = np.clip(values[fixed], low[fixed], high[fixed])
-    return replace(encoding.program, low=low, high=high)
 
 
 def engine_for(

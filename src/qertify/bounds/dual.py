@@ -90,10 +90,14 @@ def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers:
     slope = total @ program.unit_matrix
     result = total @ program.constant
     result = result + torch.minimum(inputs * program.input_low, inputs * program.input_high).sum(-1)
-    unit = (slope[..., None] * y - multipliers[..., None] * z).amin(-1)
+    return result + _unit_terms(program, slope, multipliers, z, y).sum(-1)
+
+
+def _unit_terms(program: Program, slope: Tensor, multipliers: Tensor, z: Tensor, y: Tensor) -> Tensor:
+    """min over z of a·σ(z) − λ·z for every unit, (batch, N), from its corners."""
+    least = (slope[..., None] * y - multipliers[..., None] * z).amin(-1)
     crowded = (y[..., 3] - y[..., 0] > 3) & (program.unevenness > 0)
-    unit = unit - torch.where(crowded, multipliers.abs() * program.unevenness, 0.0)
-    return result + unit.sum(-1)
+    return least - torch.where(crowded, multipliers.abs() * program.unevenness, 0.0)
 
 
 def magnitude(program: Program, domains: Domains, multipliers: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -135,6 +139,5 @@ def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple
     scale = torch.exp2(bits)
     rounded = torch.round(clean * scale[:, None])
     proved = magnitude(program, domains, rounded, scale[:, None]) + domains.limit.abs() * scale < EXACT
-    exact = value(program, domains, z, y, rounded, scale[:, None])
-    margin = torch.ceil(exact / scale) - domains.limit - 1  # a division by a power of two is exact
-    return Proof(rounded, bits, torch.where(proved, margin, -torch.inf))
+    exact = torch.where(proved, value(program, domains, z, y, rounded, scale[:, None]), -torch.inf)
+    return Proof(rounded, bits, torch.ceil(exact / scale) - domains.limit - 1)  # dividing by a power of two is exact

@@ -22,7 +22,7 @@ from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program
 from qertify.bounds.tighten import propagate
 from qertify.network.tensor import IntegerArray
-from qertify.search.branching import choose
+from qertify.search.branching import Gains, choose
 from qertify.specification.cases import Case, CaseSplitter
 
 BATCH = 96
@@ -121,8 +121,22 @@ class _Open:
     node: int
     unit: int
     threshold: float
+    cheat: float
     fixed: bool
     bisect: bool
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A domain that waits to be bounded; ``parent`` and ``side`` say which split made it."""
+
+    case: Case
+    low: Tensor
+    high: Tensor
+    depth: int
+    node: int
+    parent: _Open | None = None
+    side: int = 0
 
 
 def root_domains(program: Program, cases: list[Case]) -> Domains:
@@ -173,6 +187,7 @@ class BranchAndBound:
     ) -> None:
         self._program, self._splitter, self._replay, self._leaf = program, splitter, replay, leaf
         self._relaxer = InteriorPoint(program)
+        self._gains = Gains(program)
         self._tree = SearchTree() if keep_tree else None
         self._queue: list[tuple[float, int, _Open]] = []
         self._stuck: list[_Open] = []
@@ -184,8 +199,8 @@ class BranchAndBound:
         self._diving = False
         nodes = [-1 if self._tree is None else self._tree.add(-1, case, None) for case in cases]
         domains = root_domains(program, list(cases))
-        self._waiting: list[tuple[Case, Tensor, Tensor, int, int]] = [
-            (case, domains.low[row], domains.high[row], 0, nodes[row]) for row, case in enumerate(cases)
+        self._waiting: list[_Waiting] = [
+            _Waiting(case, domains.low[row], domains.high[row], 0, nodes[row]) for row, case in enumerate(cases)
         ]
 
     @property
@@ -230,28 +245,29 @@ class BranchAndBound:
             nodes=self._nodes,
             leaf_solvers=frozenset(self._leaf_solvers),
             margin=None if worst is None else worst.margin,
-            nearest=self._waiting[0][0] if worst is None and self._waiting else None if worst is None else worst.case,
+            nearest=self._waiting[0].case if worst is None and self._waiting else None if worst is None else worst.case,
             tree=self._tree,
         )
 
-    def _bound(self, batch: list[tuple[Case, Tensor, Tensor, int, int]]) -> IntegerArray | None:
+    def _bound(self, batch: list[_Waiting]) -> IntegerArray | None:
         """Bound domains, drop the closed ones, queue the rest with their branches."""
         self._waiting = self._waiting[len(batch) :]
-        cases = [item[0] for item in batch]
+        cases = [item.case for item in batch]
         low, high, empty = propagate(
-            self._program, torch.stack([item[1] for item in batch]), torch.stack([item[2] for item in batch])
+            self._program, torch.stack([item.low for item in batch]), torch.stack([item.high for item in batch])
         )
         self._nodes += len(batch)
         if self._tree is not None:
             for row in torch.nonzero(empty)[:, 0].tolist():
-                self._tree.closed_by[batch[row][4]] = "interval"
+                self._tree.closed_by[batch[row].node] = "interval"
         kept = torch.nonzero(~empty)[:, 0]
         if not len(kept):
             return None
         domains = Domains(low[kept], high[kept], *_objectives(self._program, [cases[row] for row in kept.tolist()]))
         relaxation = self._relaxer.relax(domains)
         proof = prove(self._program, domains, relaxation.multipliers)
-        self._record(proof, [batch[row][4] for row in kept.tolist()])
+        self._record(proof, [batch[row].node for row in kept.tolist()])
+        self._learn([batch[row] for row in kept.tolist()], proof.margin)
         is_open = proof.margin < 0
         if not bool(is_open.any()):
             return None
@@ -263,24 +279,38 @@ class BranchAndBound:
         found = self._replay(torch.cat([relaxation.inputs[hopeful], corner[hopeful]]), torch.cat([objective, objective]))
         if found is not None:
             return found
-        branches = choose(self._program, domains, relaxation)
+        branches = choose(self._program, domains, relaxation, self._gains)
         for row in torch.nonzero(is_open)[:, 0].tolist():
-            case, _, _, depth, node = batch[int(kept[row])]
+            parent = batch[int(kept[row])]
+            case = parent.case
             fixed = bool(branches.fixed[row])
             item = _Open(
                 case=case,
                 low=domains.low[row].clone(),
                 high=domains.high[row].clone(),
                 margin=float(proof.margin[row]),
-                depth=depth,
-                node=node,
+                depth=parent.depth,
+                node=parent.node,
                 unit=int(branches.unit[row]),
                 threshold=float(branches.threshold[row]),
+                cheat=float(branches.score[row]),
                 fixed=fixed,
                 bisect=not case.single and (fixed or self._output_cheat(case, relaxation.z[row]) > float(branches.score[row])),
             )
             self._push(item)
         return None
+
+    def _learn(self, batch: list[_Waiting], margin: Tensor) -> None:
+        """Record what the splits that made these domains have gained."""
+        rows = [
+            (item.side > 0, item.parent.unit, item.parent.margin, item.parent.cheat, float(value))
+            for item, value in zip(batch, margin.tolist(), strict=True)
+            if item.parent is not None and item.parent.cheat > 0
+        ]
+        if rows:
+            table = torch.tensor(rows, dtype=torch.float64, device=margin.device)
+            gain = (table[:, 4].clamp(max=0) - table[:, 2]).clamp(min=0) / table[:, 3]
+            self._gains.record(table[:, 0].long(), table[:, 1].long(), gain)
 
     def _output_cheat(self, case: Case, z: Tensor) -> float:
         """How far the relaxation's output accumulators are from a violation at any single level of the case."""
@@ -339,14 +369,14 @@ class BranchAndBound:
                 for side, low, high in ((-1, item.low, below), (1, above, item.high)):
                     split = (item.unit, int(item.threshold), side)
                     node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)
-                    self._waiting.append((item.case, low, high, item.depth + 1, node))
+                    self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side))
         return None
 
     def _wait_case(self, item: _Open, case: Case) -> None:
         node = -1 if self._tree is None else self._tree.add(item.node, case, None)
         fresh = root_domains(self._program, [case])
         low, high = torch.maximum(item.low, fresh.low[0]), torch.minimum(item.high, fresh.high[0])
-        self._waiting.append((case, low, high, item.depth + 1, node))
+        self._waiting.append(_Waiting(case, low, high, item.depth + 1, node))
 
     def _mark(self, item: _Open, closed_by: str) -> None:
         if self._tree is not None:

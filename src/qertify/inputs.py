@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qertify.errors import InvalidInputError
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
+from qertify.runtimes.base import RUNTIMES, runtime_of
 
 SIZE_LIMIT = 4 << 30
 """Largest array that is read, in bytes."""
@@ -56,11 +57,13 @@ class Rows:
         codes: int64, shape (rows, *input shape).
         index: int64, shape (rows,): each row's position in its file, to find its label.
         saturated: number of pixels that were cut to the largest input code.
+        real: the rows in the model's own input domain, shape (rows, *input shape), or None where that is the codes.
     """
 
     codes: IntegerArray
     index: IntegerArray
     saturated: int = 0
+    real: Array | None = None
 
 
 def parse_source(text: str) -> Source:
@@ -88,23 +91,22 @@ def parse_source(text: str) -> Source:
 def read_rows(text: str, network: Network) -> Rows:
     """Input codes of the rows that ``FILE``, ``FILE[17]`` or ``FILE[0:10]`` names.
 
-    Integers are codes; floating-point values are accepted where they hold exact integers. Rows are reshaped if that moves no
-    element: from or to one flat axis, or between shapes that differ in axes of length one. 8-bit images for a
-    network with fewer input bits are saturated: code = min(pixel, 2^bits − 1).
+    A network that was imported for a runtime reads inputs of its model's own domain, which the runtime's quantizer turns
+    into codes. For all others integers are codes; floating-point values are accepted where they hold exact integers, and
+    8-bit images for a network with fewer input bits are saturated: code = min(pixel, 2^bits − 1).
+
+    Rows are reshaped if that moves no element: from or to one flat axis, or between shapes that differ in axes of length
+    one.
 
     Raises:
         InvalidInputError: unreadable or damaged file, wrong shape, type or range, NaN or fractions, no row.
     """
-    source = parse_source(text)
-    array, is_image = _read(source)
     shape = network.input_shape
-    single = source.rows is None and array.size == prod(shape) and _fits(array.shape, shape)
-    index, picked = (np.zeros(1, dtype=np.int64), array[None]) if single else _pick(source, array)
-    if not len(picked):
-        raise InvalidInputError(f"'{text}' selects no row")
-    if not _fits(picked.shape[1:], shape):
-        raise InvalidInputError(f"'{text}': a row has shape {picked.shape[1:]}, but the network reads {shape}")
-    codes = _integers(text, picked).reshape(len(picked), *shape)
+    index, picked, is_image = _select(text, shape)
+    if network.runtime_profile in RUNTIMES:
+        real = picked.astype(np.float32) if picked.dtype.kind == "f" else picked
+        return Rows(runtime_of(network).quantize_input(real), index, real=real)
+    codes = _integers(text, picked)
     low, high = network.input.low, network.input.high
     saturated = 0
     if is_image and low == 0 and high < 255:
@@ -113,6 +115,19 @@ def read_rows(text: str, network: Network) -> Rows:
     if int(codes.min()) < low or int(codes.max()) > high:
         raise InvalidInputError(f"'{text}': codes {codes.min()} … {codes.max()} leave the valid range {low} … {high}")
     return Rows(codes, index, saturated)
+
+
+def _select(text: str, shape: tuple[int, ...]) -> tuple[IntegerArray, Array, bool]:
+    """(positions, rows of shape (rows, *shape) as stored, whether they are 8-bit images) that a text names."""
+    source = parse_source(text)
+    array, is_image = _read(source)
+    single = source.rows is None and array.size == prod(shape) and _fits(array.shape, shape)
+    index, picked = (np.zeros(1, dtype=np.int64), array[None]) if single else _pick(source, array)
+    if not len(picked):
+        raise InvalidInputError(f"'{text}' selects no row")
+    if not _fits(picked.shape[1:], shape):
+        raise InvalidInputError(f"'{text}': a row has shape {picked.shape[1:]}, but the network reads {shape}")
+    return index, picked.reshape(len(picked), *shape), is_image
 
 
 def read_row(text: str, network: Network) -> Rows:
@@ -146,11 +161,6 @@ def read_labels(text: str, index: IntegerArray) -> IntegerArray:
     if len(index) and int(index.max()) >= len(labels):
         raise InvalidInputError(f"'{text}' holds {len(labels)} labels, but row {index.max()} is asked for")
     return labels[index]
-
-
-def read_box_bound(text: str, network: Network) -> IntegerArray:
-    """One bound of an input box: a single row of codes in the network's input shape."""
-    return read_row(text, network).codes[0]
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -34,14 +35,27 @@ WeightsOption = Annotated[
     Weights | None,
     typer.Option("--weights", help="How an .h5 model's weights become codes (verifier if not given).", show_default=False),
 ]
+InputShapeOption = Annotated[
+    str | None,
+    typer.Option("--input-shape", metavar="N,…", help="Input shape of an .onnx model that leaves it open.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 INPUT_HELP = "FILE, FILE[17] or FILE[0:10]: .npy, .npz or idx data."
 
 
-def import_options(bits: int | None, input_bits: int | None, weights: Weights | None) -> ImportOptions:
-    """The model flags as one value."""
-    return ImportOptions(bits, input_bits, None if weights is None else weights.value)
+def import_options(bits: int | None, input_bits: int | None, weights: Weights | None, input_shape: str | None) -> ImportOptions:
+    """The model flags as one value.
+
+    Raises:
+        InvalidInputError: an input shape that is not a list of positive integers.
+    """
+    shape = None
+    if input_shape is not None:
+        if not re.fullmatch(r"[1-9]\d{0,8}(,[1-9]\d{0,8}){0,7}", input_shape, re.ASCII):
+            raise InvalidInputError(f"input shape '{input_shape}' is not a list of sizes like 1,3,32,32")
+        shape = tuple(int(size) for size in input_shape.split(","))
+    return ImportOptions(bits, input_bits, None if weights is None else weights.value, shape)
 
 
 def check_writable(path: Path | None, suffix: str, flag: str) -> None:

@@ -12,6 +12,7 @@ from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
     InputBitsOption,
+    InputShapeOption,
     JsonOption,
     ModelArgument,
     VerboseOption,
@@ -38,6 +39,7 @@ def evaluate_command(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    input_shape: InputShapeOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -50,7 +52,7 @@ def evaluate_command(
 
     channel: Channel = context.obj
     check_writable(out, ".npy", "--out")
-    network = load_model(model, import_options(bits, input_bits, weights))
+    network = load_model(model, import_options(bits, input_bits, weights, input_shape))
     rows = read_rows(inputs, network)
     truth = None if labels is None else read_labels(labels, rows.index)
     parts = [evaluate(network, rows.codes[start : start + CHUNK]) for start in range(0, len(rows.codes), CHUNK)]

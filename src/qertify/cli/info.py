@@ -12,6 +12,7 @@ import typer
 from qertify.cli.common import (
     BitsOption,
     InputBitsOption,
+    InputShapeOption,
     JsonOption,
     ModelArgument,
     VerboseOption,
@@ -27,6 +28,7 @@ def info(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    input_shape: InputShapeOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -34,7 +36,7 @@ def info(
     from qertify.importers.registry import load_model
 
     channel: Channel = context.obj
-    description = describe(load_model(model, import_options(bits, input_bits, weights)))
+    description = describe(load_model(model, import_options(bits, input_bits, weights, input_shape)))
     return channel.finish(json.dumps(description) + "\n" if as_json else _table(description), 0)
 
 

@@ -6,18 +6,26 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qertify.cli.common import say
 from qertify.cli.render import amount
-from qertify.errors import InvalidInputError
+from qertify.errors import InvalidInputError, ReplayError
 from qertify.importers.registry import ImportOptions, load_model
-from qertify.inputs import read_box_bound, read_labels, read_row
+from qertify.inputs import read_labels, read_row
+from qertify.network.network import Network
 from qertify.queries.robustness import RobustnessQuery, describe_region, local_robustness
+from qertify.result import Result
+from qertify.runtimes.base import RUNTIMES, runtime_of
 from qertify.specification.property import Ties
-from qertify.specification.region import IntegerBox
+from qertify.specification.region import IntegerBox, linf_ball
 from qertify.specification.units import Unit, parse_rational, radius_in_levels
+
+ExactArray = NDArray[Any]
+"""An array of ``Fraction``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +33,7 @@ class RegionFlags:
     """The region as asked for: a ball, or the box between two files, either cut to a range of codes."""
 
     radius: str | None
-    unit: Unit
+    unit: Unit | None
     lower: str | None
     upper: str | None
     limits: tuple[str, str] | None
@@ -41,13 +49,46 @@ class LabelFlags:
     ties: Ties
 
 
-def ask(model: Path, options: ImportOptions, input_: str, region: RegionFlags, labels: LabelFlags) -> RobustnessQuery:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query, and the way back to the model it came from.
+
+    Attributes:
+        model: the file.
+        query: in integers.
+        real: bounds of the region in the model's input domain, exact rationals of the input's shape, where it is real.
+    """
+
+    model: Path
+    query: RobustnessQuery
+    real: tuple[ExactArray, ExactArray] | None = None
+
+    def confirm(self, result: Result) -> Result:
+        """Replay a counterexample on the runtime itself, if the network was imported for one.
+
+        Raises:
+            ReplayError: the runtime disagrees with the reference evaluator.
+        """
+        network = self.query.network
+        if result.counterexample is None or network.runtime_profile not in RUNTIMES:
+            return result
+        runtime = runtime_of(network)
+        codes = np.array(result.counterexample.levels, dtype=np.int64).reshape(network.input_shape)
+        real = runtime.real_input(codes, *(self.real or ()))
+        replay = runtime.replay(self.model, real[None])
+        if not bool(replay.agrees[0]) or not np.array_equal(replay.codes[0], codes):
+            raise ReplayError(f"a counterexample does not replay on {replay.runtime}; please report this defect")
+        found = replace(result.counterexample, input=tuple(real.reshape(-1).tolist()), replayed_on=replay.runtime)
+        return replace(result, counterexample=found)
+
+
+def ask(model: Path, options: ImportOptions, input_: str, region: RegionFlags, labels: LabelFlags) -> Question:
     """The query; says on stderr how input and region were understood.
 
     Raises:
         QertifyError: whatever is wrong with the flags, the model, the input, the region, the label or the target.
     """
-    radius, limits = _radius(region), _limits(region)
+    radius = _radius(region)
     if labels.label is not None and labels.labels is not None:
         raise InvalidInputError("give --label or --labels, not both")
     network = load_model(model, options)
@@ -55,19 +96,73 @@ def ask(model: Path, options: ImportOptions, input_: str, region: RegionFlags, l
     if rows.saturated:
         say(f"input: {rows.saturated} pixel(s) saturated at {network.input.high}, the largest input code")
     label = labels.label if labels.labels is None else int(read_labels(labels.labels, rows.index)[0])
-    levels = Fraction(0) if radius is None else radius_in_levels(network, radius, region.unit)
-    query = local_robustness(network, rows.codes[0], levels, label=label, target=labels.target, ties=labels.ties)
+    point = local_robustness(network, rows.codes[0], 0, label=label, target=labels.target, ties=labels.ties)
+    unit = region.unit or (Unit.LEVELS if rows.real is None else Unit.REAL)
+    if rows.real is not None and region.unit is None and region.radius is not None and region.radius.strip().isdecimal():
+        raise InvalidInputError(f"radius {region.radius}: this model reads real inputs, so name the unit with --radius-unit")
+    if rows.real is not None and unit is not Unit.LEVELS:
+        question = _real_question(model, point, rows.real[0], radius, unit, region)
+    else:
+        question = Question(model, _level_query(point, radius, unit, region))
+    _echo(question.query)
+    return question
+
+
+def _level_query(point: RobustnessQuery, radius: Fraction | None, unit: Unit, region: RegionFlags) -> RobustnessQuery:
+    """A region of codes."""
+    network = point.network
     if radius is not None:
-        query = replace(query, radius=radius, radius_unit=region.unit.value)
-    elif region.lower is not None and region.upper is not None:
-        box = IntegerBox(read_box_bound(region.lower, network), read_box_bound(region.upper, network))
-        distance = int(np.maximum(query.centre - box.low, box.high - query.centre).max())
-        query = replace(query, region=box, radius=Fraction(distance))
-    if limits is not None:
-        box = query.region
-        query = replace(query, region=IntegerBox(np.maximum(box.low, limits[0]), np.minimum(box.high, limits[1])))
-    _echo(query)
-    return query
+        levels = math.floor(radius_in_levels(network, radius, unit))
+        box = linf_ball(point.centre, levels, network.input.low, network.input.high)
+    else:
+        box = IntegerBox(*(read_row(str(text), network).codes[0] for text in (region.lower, region.upper)))
+        radius = Fraction(int(np.maximum(point.centre - box.low, box.high - point.centre).max()))
+    if (limits := _limits(region)) is not None:
+        low, high = math.ceil(limits[0]), math.floor(limits[1])
+        if low > high:
+            raise InvalidInputError(f"the region is empty: no code lies in the input range {low} … {high}")
+        far = 1 << 62  # beyond every code, within 64 bits
+        low, high = max(-far, min(low, far)), max(-far, min(high, far))
+        box = IntegerBox(np.maximum(box.low, low), np.minimum(box.high, high))
+    return replace(point, region=box, radius=radius, radius_unit=unit.value)
+
+
+def _real_question(
+    model: Path, point: RobustnessQuery, centre: np.ndarray, radius: Fraction | None, unit: Unit, region: RegionFlags
+) -> Question:
+    """A region of real inputs, and its exact image under the runtime's quantizer."""
+    network = point.network
+    if unit is Unit.PIXEL:
+        raise InvalidInputError("a radius in pixels is not supported for models with real inputs; use real or levels")
+    exact = _exact(centre)
+    if radius is not None:
+        low, high = exact - radius, exact + radius
+    else:
+        low, high = (_exact(_real_row(str(text), network)) for text in (region.lower, region.upper))
+        radius = max(np.maximum(exact - low, high - exact).reshape(-1).tolist())
+    if (limits := _limits(region)) is not None:
+        first, last = (np.array(limit, dtype=object) for limit in limits)
+        low, high = np.maximum(low, first), np.minimum(high, last)
+    if np.any(low > high):
+        raise InvalidInputError("the region is empty: its lower bound is above its upper bound")
+    if np.any(exact < low) or np.any(exact > high):
+        raise InvalidInputError("the region does not contain the input")
+    box = runtime_of(network).integer_image(low, high)
+    return Question(model, replace(point, region=box, radius=radius, radius_unit=unit.value), (low, high))
+
+
+def _real_row(text: str, network: Network) -> np.ndarray:
+    rows = read_row(text, network)
+    assert rows.real is not None
+    return rows.real[0]
+
+
+def _exact(values: np.ndarray) -> ExactArray:
+    """Floats or integers as exact rationals, element by element."""
+    flat = [Fraction(value) for value in values.reshape(-1).tolist()]
+    result = np.empty(len(flat), dtype=object)
+    result[:] = flat
+    return result.reshape(values.shape)
 
 
 def _radius(region: RegionFlags) -> Fraction | None:
@@ -83,15 +178,13 @@ def _radius(region: RegionFlags) -> Fraction | None:
     return radius
 
 
-def _limits(region: RegionFlags) -> tuple[int, int] | None:
+def _limits(region: RegionFlags) -> tuple[Fraction, Fraction] | None:
     if region.limits is None:
         return None
-    first, last = (parse_rational(text, "input range") for text in region.limits)
-    low, high = math.ceil(first), math.floor(last)
+    low, high = (parse_rational(text, "input range") for text in region.limits)
     if low > high:
-        raise InvalidInputError(f"the region is empty: the input range {region.limits[0]} … {region.limits[1]} holds no code")
-    far = 1 << 62  # beyond every code, within 64 bits
-    return max(-far, min(low, far)), max(-far, min(high, far))
+        raise InvalidInputError(f"the region is empty: the input range is {region.limits[0]} … {region.limits[1]}")
+    return low, high
 
 
 def _echo(query: RobustnessQuery) -> None:

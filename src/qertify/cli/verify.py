@@ -15,6 +15,7 @@ from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
     InputBitsOption,
+    InputShapeOption,
     JsonOption,
     ModelArgument,
     VerboseOption,
@@ -43,7 +44,9 @@ def verify_command(
     model: ModelArgument,
     input_: Annotated[str, typer.Option("--input", "-i", metavar="X", help=INPUT_HELP, show_default=False)],
     radius: Annotated[str | None, typer.Option(metavar="R", help="Radius: 3, 2/255, 0.03.", show_default=False)] = None,
-    radius_unit: Annotated[Unit, typer.Option(help="What a radius of one means.")] = Unit.LEVELS,
+    radius_unit: Annotated[
+        Unit | None, typer.Option(help="What a radius of one means.", show_default="levels for codes, real for real inputs")
+    ] = None,
     lower: Annotated[str | None, typer.Option(metavar="L", help="Lower bounds of a box, instead of --radius.")] = None,
     upper: Annotated[str | None, typer.Option(metavar="U", help="Upper bounds of a box, instead of --radius.")] = None,
     input_range: Annotated[
@@ -56,6 +59,7 @@ def verify_command(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    input_shape: InputShapeOption = None,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
     solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
@@ -66,7 +70,7 @@ def verify_command(
         bool, typer.Option("--accept-solver-claims", help="Report a floating-point solver's claim as robust.")
     ] = False,
     save_counterexample: Annotated[
-        Path | None, typer.Option(metavar="FILE.npy", help="Save a counterexample's input codes.", show_default=False)
+        Path | None, typer.Option(metavar="FILE.npy", help="Save a counterexample.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -85,7 +89,7 @@ def verify_command(
     check_writable(save_counterexample, ".npy", "--save-counterexample")
     channel.limit(options.timeout, options.memory)
     stopped = Result(
-        "", "", Verdict.UNKNOWN, -1, radius or "", radius_unit.value, 0.0, method.value,
+        "", "", Verdict.UNKNOWN, -1, radius or "", (radius_unit or Unit.LEVELS).value, 0.0, method.value,
         reason=Reason.TIMEOUT, target=target, ties=ties.value,
     )  # fmt: skip
     channel.draft({**stopped.to_json(), "label": label, "model_digest": None, "runtime_profile": None}, as_json)
@@ -94,24 +98,26 @@ def verify_command(
     from qertify.cli.question import LabelFlags, RegionFlags, ask
     from qertify.queries.robustness import describe_region
 
-    query = ask(
+    question = ask(
         model,
-        import_options(bits, input_bits, weights),
+        import_options(bits, input_bits, weights, input_shape),
         input_,
         RegionFlags(radius, radius_unit, lower, upper, input_range),
         LabelFlags(label, labels, target, ties),
     )
+    query = question.query
     stopped = replace(
         stopped,
         model_digest=query.network.digest,
         runtime_profile=query.network.runtime_profile,
         label=query.property.label,
         radius=str(query.radius),
+        radius_unit=query.radius_unit,
         region=describe_region(query),
     )
     channel.draft(stopped.to_json(), as_json)
     try:
-        result = _decide(query, options, channel, verbose)
+        result = question.confirm(_decide(query, options, channel, verbose))
     except MemoryError:
         result = replace(stopped, reason=Reason.MEMORY)
     answer = result.to_json()
@@ -148,11 +154,14 @@ def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose:
 
 
 def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:
-    """Save the counterexample's codes in the input's shape, as bytes if they fit."""
+    """Save the counterexample in the model's input domain and shape: float32, or codes, as bytes if they fit."""
     import numpy as np
 
     if result.counterexample is None:
         say(f"no counterexample, so {path} is not written")
+        return
+    if result.counterexample.input is not None:
+        np.save(path, np.array(result.counterexample.input, dtype=np.float32).reshape(shape))
         return
     codes = np.array(result.counterexample.levels).reshape(shape)
     small = codes.min() >= 0 and codes.max() <= 255

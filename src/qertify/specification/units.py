@@ -46,7 +46,7 @@ def radius_in_levels(network: Network, radius: Fraction, unit: Unit) -> Fraction
     """A radius around an input code, in levels; its floor gives the same set of codes.
 
     Args:
-        network: supplies the meaning of an input code.
+        network: supplies the meaning of an input code; its centre is a code.
         radius: in ``unit``, ≥ 0.
         unit: "pixel" needs a network whose input codes are the pixels themselves.
 

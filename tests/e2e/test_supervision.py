@@ -160,6 +160,22 @@ def test_a_crash_is_a_defect(folder: Path) -> None:
     assert err.splitlines()[-1].startswith("error: killed by signal 11; this is a defect of qertify")
 
 
+def test_a_reader_that_goes_away_and_a_terminal_of_another_encoding(folder: Path) -> None:
+    np.save(folder / "many.npy", np.zeros((20_000, 2), dtype=int))
+    command = [sys.executable, "-m", "qertify", "eval", "m.h5", *model_flags(), "--inputs", "many.npy"]
+    process = subprocess.Popen([*command, "--json"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.read(1) == "{"
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=30) == 0
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, env=ascii_only)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "? 19980 more rows" in found.stdout
+
+
 def test_the_real_command_end_to_end(folder: Path) -> None:
     command = [sys.executable, "-m", "qertify", "verify", "m.h5", *model_flags(), "--radius", "6", "--json", "--timeout", "30"]
     verdicts = {}

@@ -84,6 +84,7 @@ def status_line(text: str) -> Generator[Callable[[str], None]]:
         yield lambda _: None
         return
     from rich.console import Console
+    from rich.markup import escape
 
     with Console(stderr=True).status(text) as status:
-        yield lambda line: status.update(line)
+        yield lambda line: status.update(escape(line))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from qertify.cli.supervisor import Channel, supervise
 
 def main() -> int:
     """The console script. Exit status as docs/cli.md."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal of another encoding shows a question mark, not a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     return supervise(lambda channel: run(sys.argv[1:], channel))
 
 

@@ -34,7 +34,7 @@ def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
         colour: whether stdout is a terminal.
     """
     if as_json:
-        return json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(answer, allow_nan=False) + "\n"
     verdict = answer["verdict"]
     head, _, tail = _headline(answer).partition(":")
     if colour:

@@ -65,8 +65,7 @@ class Direct:
         pass
 
     def finish(self, text: str, status: int) -> int:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        _print(text)
         return status
 
 
@@ -133,8 +132,7 @@ class _Watch:
                 self.lines.append(message["line"])
             case _:
                 self.status = message["status"]
-                sys.stdout.write(message["text"])
-                sys.stdout.flush()
+                _print(message["text"])
 
     def stop(self, reason: str, note: str, status: int) -> int:
         """End the child and answer for it: with its final answer if it has just given one, else with its draft."""
@@ -150,8 +148,7 @@ class _Watch:
         from qertify.cli.render import render_answer
 
         unknown = {"reason": reason, "seconds": time.monotonic() - self.start, "explanation": [*self.lines, note]}
-        sys.stdout.write(render_answer({**self.draft, **unknown}, self.as_json, sys.stdout.isatty()))
-        sys.stdout.flush()
+        _print(render_answer({**self.draft, **unknown}, self.as_json, sys.stdout.isatty()))
         return status
 
 
@@ -213,6 +210,15 @@ def _die_with_parent(alive: int) -> None:
     if os.fork() == 0:
         _kill_tree(victim)
         os._exit(0)
+
+
+def _print(text: str) -> None:
+    """Write to stdout; a reader that has gone away, as ``head`` does, is no error."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _restore_terminal() -> None:

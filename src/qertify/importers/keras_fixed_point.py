@@ -56,7 +56,7 @@ def _read_layers(path: str | os.PathLike[str]) -> list[tuple[str, Float32Array, 
         data = group[name]
         if not isinstance(data, h5py.Dataset) or data.external:
             raise ModelFileError(f"{path}: '{name}' is not a plain dataset")
-        if data.dtype != np.float32 or data.ndim != axes or not 0 < data.size <= PARAMETER_LIMIT:
+        if data.dtype != np.float32 or data.ndim != axes or not 0 < (data.size or 0) <= PARAMETER_LIMIT:
             raise ModelFileError(
                 f"{path}: '{name}' has dtype {data.dtype} and shape {data.shape}, expected float32 with {axes} axes"
             )

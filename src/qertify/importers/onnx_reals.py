@@ -12,7 +12,7 @@ from qertify.importers.lowering import Codes
 from qertify.importers.onnx_context import Decision, Lowering, Real, Value, attribute, axis_without_batch, require_default
 from qertify.importers.onnx_file import GraphNode
 from qertify.runtimes.float32 import Float32Array
-from qertify.runtimes.onnxruntime import unary_floats
+from qertify.runtimes.onnxruntime import softmax_keeps_ties, unary_floats
 from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
 
 
@@ -87,6 +87,7 @@ def _classes_axis(lowering: Lowering, node: GraphNode, codes: Codes, default: in
         raise UnsupportedModelError(node.name, node.op, "axis", f"must run over all outputs, not one axis of {codes.shape}")
 
 
+CLASS_LIMIT = 1 << 16
 EXP_ERROR = 2.0**-16
 """Assumed bound on the relative error of the runtime's float32 exponential; it is about 2⁻²²."""
 
@@ -99,16 +100,20 @@ def _softmax(lowering: Lowering, node: GraphNode) -> Value:
     """
     codes, values = _decided(lowering, node)
     _classes_axis(lowering, node, codes, -1 if lowering.graph.opset >= 13 else 1)
-    if values is None:
-        raise UnsupportedModelError(node.name, node.op, None, "it reads integers")
+    if values is None or not 1 < np.prod(codes.shape) <= CLASS_LIMIT:
+        raise UnsupportedModelError(node.name, node.op, None, f"it does not read 2 … {CLASS_LIMIT} real scores")
     exact = values.astype(np.float64)
     step, span = float(np.diff(exact).min()), float(exact[-1] - exact[0])
-    difference_error = 2.0**-23 * span
+    difference_error = 2.0**-23 * max(span, float(np.abs(exact).max()))
     if step - 2 * difference_error < 8 * EXP_ERROR or span + np.log(np.prod(codes.shape)) > 80:
         reason = (
             f"can't be dropped: with scores {step:.2g} apart over {span:.3g} it may make ties; export the network without it"
         )
         raise UnsupportedModelError(node.name, node.op, None, reason)
+    if not softmax_keeps_ties(values, int(np.prod(codes.shape))):
+        raise UnsupportedModelError(
+            node.name, node.op, None, "equal scores get different results; export the network without it"
+        )
     return Decision(codes, "softmax")
 
 

@@ -111,19 +111,24 @@ PROBE_LENGTHS = (1, 3, 8, 15, 33, 256)
 """Lengths of the tensors on which a float operator is probed: vector bodies and tails of every kernel width."""
 
 
+def _float_operator(op: str, axes: int, attributes: Mapping[str, Any]) -> Any:
+    """A session of one float operator from x to y."""
+    from onnx import TensorProto, helper
+
+    node = helper.make_node(op, ["x"], ["y"], **dict[str, Any](attributes))
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * axes) for name in "xy"]
+    graph = helper.make_graph([node], "probe", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return _session(model.SerializeToString())
+
+
 def unary_floats(op: str, values: Float32Array, attributes: Mapping[str, Any]) -> Float32Array | None:
     """What an element-wise float operator makes of each value, as the installed onnxruntime computes it.
 
     Returns:
         float32 of the same shape, or None if the result depends on the value's position in the tensor.
     """
-    from onnx import TensorProto, helper
-
-    node = helper.make_node(op, ["x"], ["y"], **dict[str, Any](attributes))
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
-    graph = helper.make_graph([node], "probe", tensors[:1], tensors[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    session = _session(model.SerializeToString())
+    session = _float_operator(op, 1, attributes)
     result: Float32Array = session.run(None, {"x": values})[0]
     for length in PROBE_LENGTHS:
         for start in range(len(values)):
@@ -131,6 +136,24 @@ def unary_floats(op: str, values: Float32Array, attributes: Mapping[str, Any]) -
             if not np.array_equal(session.run(None, {"x": values[chosen]})[0], result[chosen]):
                 return None
     return result if bool(np.all(np.isfinite(result))) else None
+
+
+def softmax_keeps_ties(values: Float32Array, classes: int) -> bool:
+    """Whether equal scores get equal results at every position, as far as the installed onnxruntime shows.
+
+    Args:
+        values: every score there is, ascending. Each is put at all positions beside the largest one.
+        classes: number of scores that the softmax runs over.
+    """
+    x = np.broadcast_to(values[:, None], (len(values), classes)).copy()
+    session = _float_operator("Softmax", 2, {"axis": 1})
+    for position in (0, -1):
+        beside = x.copy()
+        beside[:, position] = values[-1]
+        others = np.delete(session.run(None, {"x": beside})[0], position, axis=1)
+        if np.any(others != others[:, :1]):
+            return False
+    return True
 
 
 class OnnxRuntime:

@@ -70,6 +70,7 @@ class Requantize:
         rows: 1 for the whole tensor, or one a channel of the first axis.
         low, high: the clamp: range of the type, narrowed by a fused activation.
         quantization: of the result.
+        row: broadcastable to the result: which row serves which element; None for one row, or one a channel.
     """
 
     function: Callable[[IntegerArray], IntegerArray]
@@ -77,6 +78,7 @@ class Requantize:
     low: int
     high: int
     quantization: QuantizationParameters | None = None
+    row: IntegerArray | None = None
 
 
 class Builder:
@@ -169,7 +171,8 @@ class Builder:
         """The staircase of an accumulator; thresholds by bisection on the function, one row a distinct staircase."""
         r = requantize
         steps = steps_from_function(r.function, r.rows, r.low, r.high)
-        node = Staircase(f"{name}/requantize", (z.node,), steps, per_channel_rows(r.rows, z.shape))
+        row = per_channel_rows(r.rows, z.shape) if r.row is None else as_integers(r.row, name)
+        node = Staircase(f"{name}/requantize", (z.node,), steps, row)
         return self._add(node, z.shape, r.low, r.high, r.quantization)
 
     # Maps of one code, and of two.
@@ -279,19 +282,27 @@ class Builder:
     # Moving elements. Codes keep their meaning, so inputs of several tensors must agree on it (the importer checks).
 
     def rearrange(self, name: str, inputs: Sequence[Codes], indices: ArrayLike, fill: int = 0) -> Codes:
-        """Elements picked by flat index from the concatenated inputs, −1 for ``fill``; composed with an earlier pure pick."""
-        chosen = as_integers(indices, name)
-        sources, first = tuple(x.node for x in inputs), inputs[0]
-        producer = self._nodes[first.node]
-        if len(inputs) == 1 and isinstance(producer, Rearrange) and not np.any(producer.indices < 0):
-            chosen = as_integers(np.where(chosen < 0, -1, producer.indices.reshape(-1)[chosen]))
-            sources = producer.inputs
+        """Elements picked by flat index from the concatenated inputs, −1 for ``fill``; composed with earlier picks."""
+        chosen, first = as_integers(indices, name), inputs[0]
+        origins = [self._origin(x) for x in inputs]
+        sources = tuple(node for node, _ in origins)
+        if sources != tuple(x.node for x in inputs):
+            starts = np.cumsum([0, *(prod(self._shapes[node]) for node in sources)])
+            position = np.concatenate([start + origin for start, (_, origin) in zip(starts, origins, strict=False)])
+            chosen = as_integers(np.where(chosen < 0, -1, position[chosen]))
         if len(sources) == 1 and self._shapes[sources[0]] == chosen.shape and _is_identity(chosen):
             return replace(first, node=sources[0], shape=chosen.shape)
         low, high = min(x.low for x in inputs), max(x.high for x in inputs)
         if np.any(chosen < 0):
             low, high = min(low, fill), max(high, fill)
         return self._add(Rearrange(name, sources, chosen, fill), chosen.shape, low, high, first.quantization)
+
+    def _origin(self, x: Codes) -> tuple[str, IntegerArray]:
+        """Where the elements of a tensor come from: a node, and flat indices into its value."""
+        node = self._nodes[x.node]
+        if isinstance(node, Rearrange) and len(node.inputs) == 1 and not np.any(node.indices < 0):
+            return node.inputs[0], node.indices.reshape(-1)
+        return x.node, np.arange(prod(x.shape))
 
     def reshape(self, name: str, x: Codes, shape: Shape) -> Codes:
         """The same elements in C order."""

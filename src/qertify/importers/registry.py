@@ -21,12 +21,14 @@ class ImportOptions:
         input_bits: bits of its input codes.
         weights: how its float weights become codes, "verifier" or "tensorflow".
         input_shape: full shape of its input, batch axis first, where the file leaves it open.
+        trust_code: whether code in the file may run.
     """
 
     bits: int | None = None
     input_bits: int | None = None
     weights: str | None = None
     input_shape: tuple[int, ...] | None = None
+    trust_code: bool | None = None
 
     def given(self) -> dict[str, object]:
         """The options that were given, by name."""
@@ -62,7 +64,9 @@ FORMATS: dict[str, Format] = {
     ".qnet": Format("qertify's own format", "qertify.network.storage:load"),
     ".onnx": Format("ONNX", "qertify.importers.onnx_quantized:load_onnx", ("input_shape",), extra="onnx"),
     ".tflite": Format("TensorFlow Lite"),
-    ".ts.pt": Format("TorchScript"),
+    ".ts.pt": Format(
+        "TorchScript", "qertify.importers.torch_quantized:load_torchscript", ("input_shape", "trust_code", "runtime")
+    ),
     ".pt2": Format("torch.export"),
 }
 """Suffix of the file's name, lower case → format. No suffix may end with another one."""

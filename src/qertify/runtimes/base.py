@@ -61,7 +61,11 @@ class Runtime(Protocol):
         ...
 
 
-RUNTIMES = {"onnxruntime": "qertify.runtimes.onnxruntime:OnnxRuntime"}
+RUNTIMES = {
+    "onnxruntime": "qertify.runtimes.onnxruntime:OnnxRuntime",
+    "torch-fbgemm": "qertify.runtimes.torch_int8:TorchInt8",
+    "torch-qnnpack": "qertify.runtimes.torch_int8:TorchInt8",
+}
 """Runtime profile of a network → its class."""
 
 

@@ -64,7 +64,8 @@ class PairProof:
 def pair_proofs(network: Network, cpu_class: CpuClass, region: IntegerBox | None = None) -> tuple[PairProof, ...]:
     """One proof a multiplication whose operand types are in the network's metadata, over a region (None: all inputs).
 
-    Networks whose importer recorded no types have nothing to prove.
+    Networks whose importer recorded no types have nothing to prove. A kernel marked "pairs_in_16_bits" adds pairs in 16 bits
+    on every CPU.
     """
     kernels: dict[str, dict[str, Any]] = json.loads(network.metadata.get("kernels", "{}"))
     box = full_range(network) if region is None else (region.low[None], region.high[None])
@@ -76,7 +77,8 @@ def pair_proofs(network: Network, cpu_class: CpuClass, region: IntegerBox | None
         kernel = kernels[node.name]
         operands = f"{kernel['activation']} · {kernel['weight']}"
         low = high = 0
-        if cpu_class is CpuClass.AVX2 and (kernel["activation"], kernel["weight"]) == ("uint8", "int8"):
+        saturates = cpu_class is CpuClass.AVX2 or kernel.get("pairs_in_16_bits", False)
+        if saturates and (kernel["activation"], kernel["weight"]) == ("uint8", "int8"):
             known = known or ranges(network, *box)
             shape = (-1,) + (1,) * (node.weight.ndim - 1)
             raw = node.weight + np.asarray(kernel["weight_zero_point"], dtype=np.int64).reshape(shape)

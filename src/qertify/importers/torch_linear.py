@@ -1,0 +1,141 @@
+"""Quantized linear layers and convolutions of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from qertify.importers.lowering import Codes, Requantize
+from qertify.importers.torch_context import (
+    HIGH,
+    LOW,
+    Lowering,
+    Value,
+    codes_of,
+    image_shape,
+    quantization_of,
+    scale_of,
+)
+from qertify.importers.torch_graph import Operation
+from qertify.network.nodes import Window
+from qertify.network.tensor import IntegerArray
+from qertify.runtimes.float32 import Float32Array
+from qertify.runtimes.torch_arithmetic import Engine, fbgemm_linear, qnnpack_bias, qnnpack_linear
+
+CONVERSION_LIMIT = 1 << 30
+"""Largest result before clamping: the kernels convert it to 32 bits, where larger ones would wrap."""
+
+
+def _parameters(
+    lowering: Lowering,
+    operation: Operation,
+    packed: tuple[torch.Tensor, torch.Tensor | None],
+    x: Codes,
+    x_tensor: torch.Tensor,
+    relu: bool,
+) -> tuple[IntegerArray, IntegerArray, int, Requantize]:
+    """Weight minus its zero point, integer bias, zero point of the input, and the requantization."""
+    quantized, float_bias = packed
+    if quantized.dtype is not torch.qint8:
+        raise operation.unsupported("weight", f"qint8 weights are needed, not {quantized.dtype}")
+    per_channel = quantized.qscheme() is torch.per_channel_affine
+    if per_channel:
+        scales, zeros = quantized.q_per_channel_scales().numpy(), quantized.q_per_channel_zero_points().numpy()
+    elif quantized.qscheme() is torch.per_tensor_affine:
+        scales, zeros = np.array([quantized.q_scale()]), np.array([quantized.q_zero_point()])
+    else:
+        raise operation.unsupported(
+            "weight", f"weights quantized as {quantized.qscheme()}; per tensor or per channel is needed"
+        )
+    channels = quantized.shape[0]
+    column = (-1,) + (1,) * (quantized.ndim - 1)
+    zero_points = zeros.astype(np.int64)
+    weight = quantized.int_repr().numpy().astype(np.int64) - zero_points.reshape(column)
+    weight_scale = np.broadcast_to(scales.astype(np.float32), (channels,))
+    bias = np.zeros(channels, dtype=np.float32) if float_bias is None else float_bias.numpy().astype(np.float32)
+    (x_scale, x_zero_point), (y_scale, y_zero_point) = scale_of(operation, x_tensor), scale_of(operation, operation.result)
+    _check_magnitudes(operation, weight, weight_scale, bias, x_scale, y_scale)
+    if lowering.engine is Engine.FBGEMM:
+        integer_bias = np.zeros(channels, dtype=np.int64)
+        rows = np.stack([weight_scale, bias], axis=1)
+        rows = rows[:1] if np.all(rows == rows[0]) else rows
+        function = fbgemm_linear(x_scale, rows[:, 0], rows[:, 1], y_scale, y_zero_point, per_channel)
+    else:
+        integer_bias = qnnpack_bias(x_scale, weight_scale, bias)
+        rows = weight_scale[:1] if np.all(weight_scale == weight_scale[0]) else weight_scale
+        function = qnnpack_linear(x_scale, rows, y_scale, y_zero_point)
+    _note_kernel(lowering, operation, weight, zero_points)
+    low = max(LOW, y_zero_point) if relu else LOW
+    requantize = Requantize(function, len(rows), low, HIGH, quantization_of(operation, operation.result))
+    return weight, integer_bias, x_zero_point, requantize
+
+
+def _check_magnitudes(
+    operation: Operation,
+    weight: IntegerArray,
+    weight_scale: Float32Array,
+    bias: Float32Array,
+    x_scale: np.float32,
+    y_scale: np.float32,
+) -> None:
+    """Every float of the formulas is a normal number, and the result fits 32 bits before it is clamped."""
+    scale = x_scale.astype(np.float64) * weight_scale
+    largest = np.abs(weight.reshape(len(weight), -1)).sum(axis=1) * HIGH + np.abs(bias / scale)
+    tiny, huge = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    for number in (scale, 1 / scale, scale / y_scale):
+        if not np.all((number > 2 * tiny) & (number < huge / 2)):
+            raise operation.unsupported("scale", "a quotient of its scales is outside the normal numbers of float32")
+    if (
+        not np.all(np.isfinite(bias))
+        or not np.all(largest < CONVERSION_LIMIT)
+        or not np.all(largest * scale / y_scale < CONVERSION_LIMIT)
+    ):
+        raise operation.unsupported("bias", "its results may leave 32 bits before they are clamped")
+
+
+def _note_kernel(lowering: Lowering, operation: Operation, weight: IntegerArray, zero_points: IntegerArray) -> None:
+    """The types that the kernel multiplies. fbgemm's kernel for one input channel a group adds pairs in 16 bits on every CPU,
+
+    and qnnpack stores weights as uint8.
+    """
+    kernel: dict[str, Any] = {"activation": "uint8", "weight": "int8", "weight_zero_point": zero_points.tolist()}
+    if lowering.engine is Engine.QNNPACK:
+        kernel |= {"weight": "uint8", "weight_zero_point": (zero_points + 128).tolist()}
+    elif weight.ndim == 4 and weight.shape[1] == 1:
+        kernel["pairs_in_16_bits"] = True
+    lowering.kernels[f"{operation.name}/accumulator"] = kernel
+
+
+def _linear(relu: bool, lowering: Lowering, operation: Operation) -> Value:
+    x, tensor = codes_of(operation, operation.arguments["X"])
+    packed = torch.ops.quantized.linear_unpack(operation.arguments["W_prepack"])
+    weight, bias, zero_point, requantize = _parameters(lowering, operation, packed, x, tensor, relu)
+    return lowering.builder.dense(operation.name, x, weight, bias, zero_point, requantize)
+
+
+def _convolution(relu: bool, lowering: Lowering, operation: Operation) -> Value:
+    x, tensor = codes_of(operation, operation.arguments["qx"])
+    image_shape(operation, x)
+    packed = operation.arguments["packed_weight"]
+    ops = torch.ops.quantized
+    if ops.conv2d_transpose(packed):
+        raise operation.unsupported(None, "transposed convolutions are not supported")
+    weight, bias, zero_point, requantize = _parameters(lowering, operation, ops.conv2d_unpack(packed), x, tensor, relu)
+    (top, left), stride, dilation = ops.conv2d_padding(packed), ops.conv2d_stride(packed), ops.conv2d_dilation(packed)
+    kernel = (weight.shape[2], weight.shape[3])
+    window = Window(kernel, (stride[0], stride[1]), (top, left, top, left), (dilation[0], dilation[1]))
+    groups = ops.conv2d_groups(packed)
+    return lowering.builder.convolution(operation.name, x, weight, bias, window, zero_point, groups, requantize)
+
+
+LINEAR: dict[str, Callable[[Lowering, Operation], Value]] = {
+    "quantized::linear": partial(_linear, False),
+    "quantized::linear_relu": partial(_linear, True),
+    "quantized::conv2d": partial(_convolution, False),
+    "quantized::conv2d_relu": partial(_convolution, True),
+}
+"""The lowering of each operator with weights."""

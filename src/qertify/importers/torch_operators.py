@@ -1,0 +1,244 @@
+"""How each quantized PyTorch operator becomes integer nodes; ends in the table of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qertify.importers.lowering import Codes, Requantize
+from qertify.importers.torch_context import (
+    HIGH,
+    LOW,
+    Lowering,
+    Raw,
+    Real,
+    Value,
+    codes_of,
+    is_channels_last,
+    memory_positions,
+    quantization_of,
+    scale_of,
+    shape_of,
+)
+from qertify.importers.torch_graph import Operation, Traced
+from qertify.importers.torch_linear import LINEAR
+from qertify.importers.torch_pools import POOLS
+from qertify.network.tensor import IntegerArray
+from qertify.runtimes.float32 import is_normal
+from qertify.runtimes.torch_arithmetic import (
+    BODY,
+    Addition,
+    Engine,
+    NativeAddition,
+    QnnpackAddition,
+    dequantize,
+    dequantize_in_vectors,
+    product,
+    quantize,
+    quantize_after,
+    quantize_inside,
+)
+from qertify.runtimes.torch_int8 import unary_tables
+
+GRAIN = 1 << 15
+"""Largest tensor that an element-wise kernel never divides among threads."""
+
+
+def _quantize(lowering: Lowering, operation: Operation) -> Value:
+    scale, zero_point = scale_of(operation, operation.result)
+    quantization = quantization_of(operation, operation.result)
+    source = operation.arguments.get("self")
+    match source.value if isinstance(source, Traced) else None:
+        case Raw(indices):
+            if lowering.input is None:
+                lowering.input = lowering.builder.input("input", lowering.input_shape, LOW, HIGH, quantization)
+            found = lowering.input.quantization
+            if found is None or (found.scale[0], found.zero_point[0]) != (float(scale), zero_point):
+                raise operation.unsupported(None, "the input is quantized in several ways; one quantizer is needed")
+            return lowering.builder.rearrange(operation.name, (lowering.input,), indices)
+        case Real(codes, values):
+            image = np.clip(quantize(values, scale, zero_point), LOW, HIGH)
+            return lowering.builder.unary(operation.name, codes, image[None, :], LOW, HIGH, quantization)
+        case _:
+            raise operation.unsupported(None, "it does not quantize one float tensor")
+
+
+def _dequantize(lowering: Lowering, operation: Operation) -> Value:
+    codes, tensor = codes_of(operation, next(iter(operation.arguments.values())))
+    return Real(codes, dequantize(np.arange(LOW, HIGH + 1), *scale_of(operation, tensor)))
+
+
+def _move(lowering: Lowering, operation: Operation) -> Any:
+    """Any operator that only moves elements: it is run on the elements' indices."""
+    if operation.arguments.get("train") or operation.arguments.get("training"):
+        raise operation.unsupported("train", "only the inference form of dropout is supported; call eval() first")
+    name, source = next((key, value) for key, value in operation.arguments.items() if isinstance(value, Traced))
+    indices = torch.arange(source.tensor.numel()).reshape(source.tensor.shape)
+    try:
+        moved = operation.repeat({name: indices})
+    except RuntimeError as error:
+        raise operation.unsupported(
+            None, f"how it moves elements can't be read off: {' '.join(str(error).split())[:120]}"
+        ) from error
+    if isinstance(moved, list | tuple):
+        return [_picked(lowering, operation, source.value, item, f"{operation.name}/{i}") for i, item in enumerate(moved)]
+    return _picked(lowering, operation, source.value, moved, operation.name)
+
+
+def _picked(lowering: Lowering, operation: Operation, value: Value, moved: torch.Tensor, name: str) -> Value:
+    shape_of(operation, moved)
+    indices = moved[0].numpy().astype(np.int64)
+    match value:
+        case Raw(earlier):
+            return Raw(earlier.reshape(-1)[indices])
+        case Codes():
+            return lowering.builder.rearrange(name, (value,), indices)
+        case Real(codes, values):
+            return Real(lowering.builder.rearrange(name, (codes,), indices), values)
+
+
+def _unary(lowering: Lowering, operation: Operation) -> Value:
+    """Any element-wise operator of one quantized tensor: its table is read off the operator itself."""
+    name, source = next((key, value) for key, value in operation.arguments.items() if isinstance(value, Traced))
+    if isinstance(source.value, Real) and operation.op in ("aten::relu", "aten::relu_"):
+        return Real(source.value.codes, np.maximum(source.value.values, np.float32(0)))
+    x, tensor = codes_of(operation, source)
+    scale_of(operation, tensor)
+    body, tail, sample = unary_tables(lambda q: operation.repeat({name: q}), tensor.q_scale(), tensor.q_zero_point())
+    if (sample.q_scale(), sample.q_zero_point()) != (operation.result.q_scale(), operation.result.q_zero_point()):
+        raise operation.unsupported(None, "the scale of its result depends on its input")
+    quantization = quantization_of(operation, operation.result)
+    if np.array_equal(body, tail):
+        return lowering.builder.unary(operation.name, x, body[None, :], LOW, HIGH, quantization)
+    in_tail = _tail(operation, tensor)
+    tables = np.stack([body, tail])
+    return lowering.builder.unary(operation.name, x, tables, LOW, HIGH, quantization, in_tail.astype(np.int64))
+
+
+def _tail(operation: Operation, *operands: torch.Tensor) -> NDArray[np.bool_]:
+    """Which elements the kernel takes one at a time, of the shape without batch; bool."""
+    tensors = (*operands, operation.result)
+    positions = [memory_positions(tensor) for tensor in tensors]
+    first, size = positions[0], tensors[0].numel()
+    if first is None or any(other is None or not np.array_equal(first, other) for other in positions[1:]):
+        raise operation.unsupported(
+            None, "its rounding depends on where elements lie in memory, and its operands are laid out differently"
+        )
+    if size > GRAIN:
+        raise operation.unsupported(None, f"its rounding depends on the number of threads for more than {GRAIN} elements")
+    return first >= size // BODY * BODY
+
+
+def _addition(relu: bool, lowering: Lowering, operation: Operation) -> Value:
+    (a, a_tensor), (b, b_tensor) = (codes_of(operation, operation.arguments[key]) for key in ("qa", "qb"))
+    if a.shape != b.shape:
+        raise operation.unsupported(None, f"its operands {a.shape} and {b.shape} differ in shape; expand them first")
+    parameters = [scale_of(operation, tensor) for tensor in (a_tensor, b_tensor, operation.result)]
+    scales = (parameters[0][0], parameters[1][0], parameters[2][0])
+    zero_points = (parameters[0][1], parameters[1][1], parameters[2][1])
+    quantization = quantization_of(operation, operation.result)
+    low = max(LOW, zero_points[2]) if relu else LOW
+    codes = np.arange(LOW, HIGH + 1)
+
+    def sum_of(name: str, x: Codes, y: Codes, rule: Addition) -> Codes:
+        return lowering.builder.combine(name, x, y, rule, rule.terms(codes, codes), low, HIGH, quantization)
+
+    if lowering.engine is Engine.QNNPACK:
+        return sum_of(operation.name, a, b, QnnpackAddition(scales, zero_points, relu))
+    body, tail = (NativeAddition(scales, zero_points, relu, tail=tail) for tail in (False, True))
+    images = [np.clip(rule(codes[:, None], codes[None, :]), low, HIGH) for rule in (body, tail)]
+    if np.array_equal(images[0], images[1]):
+        return sum_of(operation.name, a, b, body)
+    in_tail = _tail(operation, a_tensor, b_tensor).reshape(-1)
+    parts: list[Codes] = []
+    for name, rule, chosen in (("body", body, np.flatnonzero(~in_tail)), ("tail", tail, np.flatnonzero(in_tail))):
+        if chosen.size:
+            full = f"{operation.name}/{name}"
+            x, y = (lowering.builder.rearrange(f"{full}/{side}", (z,), chosen) for side, z in (("a", a), ("b", b)))
+            parts.append(sum_of(full, x, y, rule))
+    order = np.argsort(np.argsort(in_tail, kind="stable"), kind="stable")
+    return lowering.builder.rearrange(f"{operation.name}/joined", parts, order.reshape(a.shape))
+
+
+def _multiplication(relu: bool, lowering: Lowering, operation: Operation) -> Value:
+    (a, a_tensor), (b, b_tensor) = (codes_of(operation, operation.arguments[key]) for key in ("qa", "qb"))
+    shape = shape_of(operation, operation.result)
+    parameters = [scale_of(operation, tensor) for tensor in (a_tensor, b_tensor, operation.result)]
+    scale, zero_point = parameters[2]
+    a, b = (lowering.builder.broadcast(f"{operation.name}/{side}", x, shape) for side, x in (("a", a), ("b", b)))
+    function = product(parameters[0][0], parameters[1][0], scale, zero_point)
+    between = float(parameters[0][0]) * float(parameters[1][0])
+    if not (is_normal(between / 2) and is_normal(between / 2 / float(scale)) and between / float(scale) < 1 << 12):
+        raise operation.unsupported("scale", "a quotient of its scales is too large or too small for the kernel's float32")
+    low = max(LOW, zero_point) if relu else LOW
+    requantize = Requantize(function, 1, low, HIGH, quantization_of(operation, operation.result))
+    return lowering.builder.product(operation.name, a, b, (parameters[0][1], parameters[1][1]), requantize)
+
+
+def _cat(lowering: Lowering, operation: Operation) -> Value:
+    operands = operation.arguments[next(key for key in ("qx", "tensors") if key in operation.arguments)]
+    pairs = [codes_of(operation, operand) for operand in operands]
+    scale, zero_point = scale_of(operation, operation.result)
+    rank = operation.result.ndim
+    axis = int(operation.arguments["dim"]) % rank
+    if axis == 0:
+        raise operation.unsupported("dim", "it joins along the batch axis")
+    channels_last = axis == 1 and all(is_channels_last(tensor) for _, tensor in pairs)
+    quantization = quantization_of(operation, operation.result)
+    parts: list[Codes] = []
+    for position, (codes, tensor) in enumerate(pairs):
+        same = (tensor.q_scale(), tensor.q_zero_point()) == (operation.result.q_scale(), operation.result.q_zero_point())
+        table = _cat_table(operation, scale_of(operation, tensor), (scale, zero_point), channels_last and not same)
+        parts.append(lowering.builder.unary(f"{operation.name}/{position}", codes, table[None, :], LOW, HIGH, quantization))
+    return lowering.builder.concatenate(operation.name, parts, axis - 1)
+
+
+def _cat_table(
+    operation: Operation, source: tuple[np.float32, int], target: tuple[np.float32, int], channels_last: bool
+) -> IntegerArray:
+    """What concatenation makes of each code of one operand: codes go through float32."""
+    codes, inverse = np.arange(LOW, HIGH + 1), np.float32(1) / target[0]
+    plain = dequantize(codes, *source)
+    table = np.clip(quantize(plain, *target), LOW, HIGH)
+    if channels_last:
+        rivals = (
+            quantize_after(dequantize_in_vectors(codes, *source), inverse, target[1]),
+            quantize_inside(plain, inverse, target[1]),
+        )
+        if not all(np.array_equal(np.clip(rival, LOW, HIGH), table) for rival in rivals):
+            raise operation.unsupported(None, "how it rounds depends on the channel for these scales; use other scales")
+    return table
+
+
+Lower = Callable[[Lowering, Operation], Any]
+
+_MOVES = (
+    "alias", "chunk", "clone", "contiguous", "detach", "dropout", "expand", "feature_dropout", "flatten", "narrow", "permute",
+    "pixel_shuffle", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "transpose", "unflatten",
+    "unsqueeze", "view",
+)  # fmt: skip
+_UNARY = (
+    "aten::clamp", "aten::elu", "aten::hardsigmoid", "aten::hardswish", "aten::hardtanh", "aten::hardtanh_", "aten::leaky_relu",
+    "aten::relu", "aten::relu6", "aten::relu6_", "aten::relu_", "aten::sigmoid", "aten::tanh", "quantized::elu",
+    "quantized::hardswish", "quantized::leaky_relu", "quantized::relu6", "quantized::sigmoid",
+)  # fmt: skip
+OPERATORS: dict[str, Lower] = {
+    "aten::quantize_per_tensor": _quantize,
+    "aten::dequantize": _dequantize,
+    **{f"aten::{name}": _move for name in _MOVES},
+    **dict.fromkeys(_UNARY, _unary),
+    "quantized::add": partial(_addition, False),
+    "quantized::add_relu": partial(_addition, True),
+    "quantized::mul": partial(_multiplication, False),
+    "quantized::mul_relu": partial(_multiplication, True),
+    "quantized::cat": _cat,
+    "aten::cat": _cat,
+    **LINEAR,
+    **POOLS,
+}
+"""The lowering of each operator; a list of values for an operator with several results."""

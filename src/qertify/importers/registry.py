@@ -22,6 +22,7 @@ class ImportOptions:
         weights: how its float weights become codes, "verifier" or "tensorflow".
         input_shape: full shape of its input, batch axis first, where the file leaves it open.
         trust_code: whether code in the file may run.
+        runtime: whose arithmetic a file gets that several runtimes, or kernels of one, run differently.
     """
 
     bits: int | None = None
@@ -29,6 +30,7 @@ class ImportOptions:
     weights: str | None = None
     input_shape: tuple[int, ...] | None = None
     trust_code: bool | None = None
+    runtime: str | None = None
 
     def given(self) -> dict[str, object]:
         """The options that were given, by name."""
@@ -63,7 +65,7 @@ FORMATS: dict[str, Format] = {
     ),
     ".qnet": Format("qertify's own format", "qertify.network.storage:load"),
     ".onnx": Format("ONNX", "qertify.importers.onnx_quantized:load_onnx", ("input_shape",), extra="onnx"),
-    ".tflite": Format("TensorFlow Lite"),
+    ".tflite": Format("TensorFlow Lite", "qertify.importers.tflite_quantized:load_tflite", ("runtime",), extra="tflite"),
     ".ts.pt": Format(
         "TorchScript", "qertify.importers.torch_quantized:load_torchscript", ("input_shape", "trust_code", "runtime")
     ),

@@ -63,6 +63,9 @@ class Runtime(Protocol):
 
 RUNTIMES = {
     "onnxruntime": "qertify.runtimes.onnxruntime:OnnxRuntime",
+    "litert-xnnpack": "qertify.runtimes.litert:LiteRt",
+    "litert-builtin": "qertify.runtimes.litert:LiteRt",
+    "litert-reference": "qertify.runtimes.litert:LiteRt",
     "torch-fbgemm": "qertify.runtimes.torch_int8:TorchInt8",
     "torch-qnnpack": "qertify.runtimes.torch_int8:TorchInt8",
 }

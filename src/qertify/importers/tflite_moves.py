@@ -1,0 +1,153 @@
+"""TFLite operators that move elements or map single codes, and the ends of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from qertify.errors import ModelFileError, UnsupportedModelError
+from qertify.importers.tflite_context import (
+    RANGES,
+    Lowering,
+    RealInput,
+    RealOutput,
+    Value,
+    int8,
+    parameters,
+    quantized,
+    require_same_quantization,
+    scale_of,
+)
+from qertify.importers.tflite_file import Operator
+from qertify.runtimes.litert import DEQUANTIZE_OPTIONS, REAL, unary_table
+
+# Moving elements.
+
+
+def _reshape(lowering: Lowering, node: Operator) -> Value:
+    require_same_quantization(node, lowering.tensor(node, 0), lowering.result(node))
+    x, shape, target = lowering.codes(node, 0), lowering.tensor(node, 0).shape, lowering.result(node).shape
+    if prod(shape) != prod(target):
+        raise ModelFileError(f"node '{node.name}': can't reshape {list(shape)} to {list(target)}")
+    return lowering.placed(node.name, lowering.filed(f"{node.name}/input", x, shape), target)
+
+
+def _transpose(lowering: Lowering, node: Operator) -> Value:
+    require_same_quantization(node, lowering.tensor(node, 0), lowering.result(node))
+    shape, order = lowering.tensor(node, 0).shape, lowering.constant(node, 1, "int32").reshape(-1).tolist()
+    axes = [axis + len(shape) if axis < 0 else axis for axis in order]
+    if sorted(axes) != list(range(len(shape))) or axes[0] != 0:
+        raise UnsupportedModelError(node.name, node.op, "perm", f"{order[:8]}; the batch axis must stay first")
+    x = lowering.filed(f"{node.name}/input", lowering.codes(node, 0), shape)
+    moved = lowering.builder.transpose(f"{node.name}/moved", x, [axis - 1 for axis in axes[1:]])
+    return lowering.placed(node.name, moved, tuple(shape[axis] for axis in axes))
+
+
+def _pad(lowering: Lowering, node: Operator) -> Value:
+    _, zero_point = require_same_quantization(node, lowering.tensor(node, 0), lowering.result(node))
+    shape, widths = lowering.tensor(node, 0).shape, lowering.constant(node, 1, "int32")
+    if widths.shape != (len(shape), 2) or widths.min() < 0 or np.any(widths[0]):
+        raise UnsupportedModelError(node.name, node.op, "paddings", "one pair ≥ 0 an axis is needed, none for the batch")
+    pairs = [(int(before), int(after)) for before, after in widths[1:]]
+    pairs = [pairs[2], pairs[0], pairs[1]] if len(shape) == 4 else pairs
+    return lowering.builder.pad(node.name, lowering.codes(node, 0), pairs, zero_point)
+
+
+def _concatenation(lowering: Lowering, node: Operator) -> Value:
+    tensors = [lowering.tensor(node, position) for position in range(len(node.inputs))]
+    require_same_quantization(node, *tensors, lowering.result(node))
+    if node.options["FusedActivationFunction"]:
+        raise UnsupportedModelError(node.name, node.op, "fused_activation_function", "none is needed")
+    rank = len(lowering.result(node).shape)
+    axis = node.options["Axis"] + (rank if node.options["Axis"] < 0 else 0)
+    if not 1 <= axis < rank or any(len(tensor.shape) != rank for tensor in tensors):
+        raise UnsupportedModelError(
+            node.name, node.op, "axis", f"{node.options['Axis']} of {rank} axes, the batch axis excluded"
+        )
+    if len({tensor.shape[:axis] + tensor.shape[axis + 1 :] for tensor in tensors}) != 1:
+        raise ModelFileError(f"node '{node.name}': the shapes of its operands do not fit")
+    operands = [lowering.codes(node, position) for position in range(len(tensors))]
+    place = {1: 1, 2: 2, 3: 0}[axis] if rank == 4 else axis - 1
+    return lowering.builder.concatenate(node.name, operands, place)
+
+
+# Unary operators, and the ends.
+
+
+def _tabulated(options: Callable[[Operator], tuple[str, dict[str, Any]]]) -> Callable[[Lowering, Operator], Value]:
+    """An element-wise operator whose table is read off the runtime."""
+
+    def rule(lowering: Lowering, node: Operator) -> Value:
+        codes, source, target = lowering.codes(node, 0), lowering.tensor(node, 0), lowering.result(node)
+        if source.shape != target.shape:
+            raise ModelFileError(f"node '{node.name}': {list(source.shape)} → {list(target.shape)}")
+        x, y = quantized(source, node), quantized(target, node)
+        table = unary_table(node.name, node.op, options(node), lowering.kernels_of(node), source.shape[1:], x, y)
+        row = table.row.transpose(2, 0, 1) if len(source.shape) == 4 else table.row
+        values = table.values[:, codes.low - x.low : codes.high - x.low + 1].astype(np.int64)
+        low, high = RANGES[target.dtype]
+        return lowering.builder.unary(node.name, codes, values, low, high, parameters(*scale_of(target, node)), row)
+
+    return rule
+
+
+_plain = _tabulated(lambda node: ("", {}))
+
+
+def _quantize(lowering: Lowering, node: Operator) -> Value:
+    if not isinstance(lowering.value(node, 0), RealInput):
+        return _tabulated(lambda node: ("QuantizeOptions", {}))(lowering, node)
+    source, target = lowering.tensor(node, 0), lowering.result(node)
+    scale, zero_point = int8(target, node)
+    if source.shape != target.shape:
+        raise ModelFileError(f"node '{node.name}': {list(source.shape)} → {list(target.shape)}")
+    if lowering.input_kernels is not None:
+        raise UnsupportedModelError(node.name, node.op, None, "the input is quantized twice; one quantizer is needed")
+    lowering.input_kernels = lowering.kernels_of(node)
+    low, high = RANGES["int8"]
+    return lowering.input(source.shape, low, high, parameters(scale, zero_point))
+
+
+def _dequantize(lowering: Lowering, node: Operator) -> Value:
+    codes, source = lowering.codes(node, 0), lowering.tensor(node, 0)
+    x, kernels = quantized(source, node), lowering.kernels_of(node)
+    int8(source, node)
+    if lowering.result(node).dtype != "float32" or lowering.result(node).shape != source.shape:
+        raise UnsupportedModelError(node.name, node.op, None, "float32 of the same shape is needed")
+    shape = (prod(source.shape),)
+    table = unary_table(node.name, node.op, DEQUANTIZE_OPTIONS, kernels, shape, x, REAL)
+    if len(table.values) > 1:
+        raise UnsupportedModelError(
+            node.name, node.op, None, "the optimized kernel dequantizes equal codes to different numbers; end with int8 codes"
+        )
+    if np.any(np.diff(table.values[0]) <= 0):
+        raise UnsupportedModelError(node.name, node.op, "scale", "different codes become the same number")
+    return RealOutput(codes, kernels)
+
+
+def _rejected(reason: str) -> Callable[[Lowering, Operator], Value]:
+    def rule(lowering: Lowering, node: Operator) -> Value:
+        raise UnsupportedModelError(node.name, node.op, None, reason)
+
+    return rule
+
+
+MOVES: dict[str, Callable[[Lowering, Operator], Value]] = {
+    "RESHAPE": _reshape,
+    "TRANSPOSE": _transpose,
+    "PAD": _pad,
+    "CONCATENATION": _concatenation,
+    "LOGISTIC": _plain,
+    "TANH": _plain,
+    "RELU": _plain,
+    "RELU6": _plain,
+    "HARD_SWISH": _tabulated(lambda node: ("HardSwishOptions", {})),
+    "LEAKY_RELU": _tabulated(lambda node: ("LeakyReluOptions", {"alpha": node.options["Alpha"]})),
+    "QUANTIZE": _quantize,
+    "DEQUANTIZE": _dequantize,
+    "SOFTMAX": _rejected("a quantized softmax makes ties; export the network without it"),
+}
+"""The lowering of each of them."""

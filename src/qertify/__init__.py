@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qertify.errors import UnsupportedModelError as UnsupportedModelError
     from qertify.importers.registry import ImportOptions as ImportOptions
     from qertify.importers.registry import load_model as load_model
+    from qertify.importers.torch_quantized import import_torch as import_torch
     from qertify.inputs import read_labels as read_labels
     from qertify.inputs import read_row as read_row
     from qertify.inputs import read_rows as read_rows
@@ -63,6 +64,7 @@ _EXPORTS: dict[str, str] = {
     "Verdict": "qertify.result:Verdict",
     "accumulator_proofs": "qertify.network.ranges:accumulator_proofs",
     "evaluate": "qertify.network.evaluate:evaluate",
+    "import_torch": "qertify.importers.torch_quantized:import_torch",
     "load_model": "qertify.importers.registry:load_model",
     "local_robustness": "qertify.queries.robustness:local_robustness",
     "read_labels": "qertify.inputs:read_labels",

@@ -50,6 +50,7 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = 
     try:
         graph = read_graph(model, input_shape)
         _require_quantized(graph)
+        _require_known(graph)
         if _stored_graph_decides(graph):
             return _network(graph, "stored")
         freeze_input_shape(model, graph)
@@ -66,12 +67,10 @@ def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = 
 
 
 def _stored_graph_decides(graph: Graph) -> bool:
-    """Whether no operator between integers is left to the runtime's optimizer, or some operator is unknown altogether.
+    """Whether no operator between integers is left to the runtime's optimizer.
 
     The optimizer fuses float operators with the quantizers around them, and may drop or merge quantizers.
     """
-    if not all(node.op in FLOAT_OPERATORS or node.op in OPERATORS for node in graph.nodes):
-        return True
     at_input = _input_quantizers(graph) if graph.input_dtype == np.float32 else []
     inner = any(node.op == "QuantizeLinear" and node not in at_input for node in graph.nodes)
     return not inner and all(node.op in OPERATORS for node in graph.nodes)
@@ -104,7 +103,7 @@ def _network(graph: Graph, source: str) -> Network:
             failures.append(error)
         failed.update(node.outputs)
     if failures:
-        raise _summary(graph, failures[0])
+        raise _naming(failures[0], [node for node in graph.nodes if node.op not in OPERATORS])
     if graph.output not in lowering.values:
         raise UnsupportedModelError(graph.output, "graph", "output", "does not depend on the input")
     codes, kind = _finish(lowering, lowering.values[graph.output])
@@ -138,14 +137,21 @@ def _lower(lowering: Lowering, node: GraphNode) -> None:
     lowering.values[node.outputs[0]] = value
 
 
-def _summary(graph: Graph, first: UnsupportedModelError) -> UnsupportedModelError:
-    """The first failure, naming all other nodes that have no integer form."""
-    islands = [f"'{node.name}' ({node.op})" for node in graph.nodes if node.op not in OPERATORS and node.name != first.node]
-    if not islands:
+def _require_known(graph: Graph) -> None:
+    unknown = [node for node in graph.nodes if node.op not in OPERATORS and node.op not in FLOAT_OPERATORS]
+    if unknown:
+        error = UnsupportedModelError(unknown[0].name, unknown[0].op, None, "it has no exact integer form here")
+        raise _naming(error, unknown)
+
+
+def _naming(first: UnsupportedModelError, nodes: Sequence[GraphNode]) -> UnsupportedModelError:
+    """An error about one node that names others of the same fate too."""
+    others = [f"'{node.name}' ({node.op})" for node in nodes if node.name != first.node]
+    if not others:
         return first
-    more = f" and {len(islands) - 8} more" if len(islands) > 8 else ""
+    more = f" and {len(others) - 8} more" if len(others) > 8 else ""
     reason = str(first).partition(" is not supported: ")[2]
-    return UnsupportedModelError(first.node, first.op, first.attribute, f"{reason}; nor has {', '.join(islands[:8])}{more}")
+    return UnsupportedModelError(first.node, first.op, first.attribute, f"{reason}; nor has {', '.join(others[:8])}{more}")
 
 
 def _lower_input(lowering: Lowering) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 
+import onnx
 from onnx import TensorProto, helper
 
 from qertify.errors import InvalidInputError, ModelFileError, QertifyError, UnsupportedModelError
@@ -167,6 +168,14 @@ def test_float_and_unknown_operators(tmp_path):
     refused(tmp_path, model([*nodes()[:2], unknown, last]), UnsupportedModelError, "'trick'", "com.example.Magic")
     conditional = helper.make_node("QLinearSoftmax", ["m", "s", "z", "s", "z"], ["k"], name="soft", domain="com.microsoft")
     refused(tmp_path, model([*nodes()[:2], conditional, last]), UnsupportedModelError, "'soft'", "ties")
+
+
+def test_unknown_operators_are_named_before_what_the_runtime_would_fuse(tmp_path):
+    path = quantized(mlp(), tmp_path / "plain.onnx", "QDQ", "QUInt8", "QInt8", False)
+    fine = onnx.load(path)
+    fine.graph.node.append(helper.make_node("Softplus", [fine.graph.output[0].name], ["end"], name="odd"))
+    fine.graph.output[0].name = "end"
+    refused(tmp_path, fine, UnsupportedModelError, "node 'odd' (Softplus)")
 
 
 def test_float_island_is_named(tmp_path):

@@ -8,10 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from qertify.network.nodes import Product, Table
 from qertify.options import Method, Options
 from qertify.queries.robustness import local_robustness, verify
 from qertify.result import Evidence, Reason, Verdict
+from qertify.search import portfolio
 from qertify.specification.property import Ties
+from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network, violated_somewhere
 
 CASES = 700
@@ -33,7 +36,9 @@ def _queries(seed: int, count: int):
 
 
 @pytest.mark.parametrize("method", [Method.AUTO, Method.BAB, Method.ATTACK, Method.BOUNDS])
-def test_engines_agree_with_enumeration(method: Method) -> None:
+def test_engines_agree_with_enumeration(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    if method is Method.AUTO:
+        monkeypatch.setattr(portfolio, "ENUMERATION_LIMIT", 0)  # so that the other stages have something to do
     seen: Counter[Verdict] = Counter()
     for number, query in enumerate(_queries(list(Method).index(method), CASES)):
         result = verify(query, Options(method=method, seed=number))
@@ -70,3 +75,23 @@ def test_ilp_agrees_with_enumeration(solver: str) -> None:
     if solver == "highs":
         assert seen[Verdict.UNKNOWN, Evidence.SOLVER_CLAIM] > 0, "no query that a floating-point solver had to close"
         assert seen[Verdict.ROBUST, Evidence.EXACT_SOLVER] == 0
+
+
+def test_graphs_of_every_node_kind_agree_with_enumeration() -> None:
+    generator = np.random.default_rng(5)
+    seen: Counter[tuple[Verdict, str]] = Counter()
+    for number in range(400):
+        network = random_graph(generator)
+        centre = generator.integers(network.input.low, network.input.high + 1, size=network.input_shape)
+        query = local_robustness(network, centre, int(generator.integers(1, 3)), ties=list(Ties)[number % 3])
+        if query.region.size > 1 << 14:
+            continue
+        result = verify(query, Options(method=Method.BAB, seed=number, timeout=1))
+        seen[result.verdict, result.method] += 1
+        truth = violated_somewhere(query.network, query.region, query.property)
+        if result.verdict is Verdict.UNKNOWN:  # tables and products are only enclosed: slow to close
+            assert any(isinstance(node, Table | Product) for node in network.nodes), f"graph {number}"
+        elif result.verdict is not Verdict.MISCLASSIFIED:
+            assert result.verdict is (Verdict.NON_ROBUST if truth else Verdict.ROBUST), f"graph {number}"
+    assert seen[Verdict.ROBUST, "bounds"] + seen[Verdict.ROBUST, "bab"] > 20, dict(seen)
+    assert sum(count for (verdict, _), count in seen.items() if verdict is Verdict.NON_ROBUST) > 40

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from qertify.bounds.compile import compile_program
 from qertify.bounds.dual import Domains, prove
 from qertify.bounds.interior_point import InteriorPoint
-from qertify.bounds.program import Program, compile_program
+from qertify.bounds.program import Program
 from qertify.bounds.tighten import propagate, tighten
 from qertify.network.evaluate import evaluate_nodes
 from qertify.network.network import Network

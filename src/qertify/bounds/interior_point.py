@@ -21,6 +21,10 @@ from qertify.bounds.program import Program
 ITERATIONS = 12
 OUTER_LIMIT = 1 << 25
 """Largest number of entries of the table of outer products (256 MiB of float64)."""
+NORMAL_LIMIT = 1 << 24
+"""Largest number of entries of the normal matrices of a batch (128 MiB of float64)."""
+UNIT_LIMIT = 3000
+"""Most units for which steps are taken; a step takes time in proportion to their cube."""
 STEP_FRACTION = 0.97
 REGULARIZATION = 1e-9
 
@@ -199,20 +203,33 @@ class InteriorPoint:
         self._grams = _Gram(program.input_matrix), _Gram(program.unit_matrix)
 
     def relax(self, domains: Domains, iterations: int = ITERATIONS) -> Relaxation:
-        """Search for the best multipliers of a batch of domains.
+        """Search for the best multipliers of a batch of domains, as many at a time as the memory allows.
 
         A domain leaves the batch as soon as its bound passes the limit, or can't be expected to any more.
 
         Args:
             iterations: most interior-point steps.
         """
+        size = max(1, NORMAL_LIMIT // max(1, len(self._program.units)) ** 2)
+        parts = [self._relax(domains.pick(rows), iterations) for rows in torch.arange(len(domains)).split(size)]
+        if len(parts) == 1:
+            return parts[0]
+        names = ("multipliers", "bound", "inputs", "z", "y")
+        return Relaxation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    def _steps(self, iterations: int) -> int:
+        """None without a free input, where nothing is to gain, or with too many units, where a step takes too long."""
+        rows, inputs = self._program.input_matrix.shape
+        return iterations if inputs and rows <= UNIT_LIMIT else 0
+
+    def _relax(self, domains: Domains, iterations: int) -> Relaxation:
         program = self._program
         iterate = _Iterate(program, domains, self._grams)
         batch = len(domains)
         best = value(program, domains, iterate.z, iterate.y, iterate.multipliers)
         result = Relaxation(iterate.multipliers.clone(), best, iterate.x.clone(), *_means(iterate))
         alive = torch.arange(batch, device=best.device)
-        for _ in range(iterations if self._program.input_matrix.shape[1] else 0):  # no free input: nothing to gain
+        for _ in range(self._steps(iterations)):
             iterate.advance()
             bound = value(program, iterate.domains, iterate.z, iterate.y, iterate.multipliers)
             finite = torch.isfinite(bound) & torch.isfinite(iterate.gap())

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from qertify.attack.gradient import random_starts, signed_gradient
 from qertify.attack.lattice import descend
+from qertify.bounds.compile import compile_program
 from qertify.bounds.dual import prove
 from qertify.bounds.interior_point import InteriorPoint
-from qertify.bounds.program import Program, compile_program
+from qertify.bounds.program import Program
 from qertify.bounds.tighten import tighten
 from qertify.errors import ReplayError, UnsupportedModelError
 from qertify.ilp.engine import EXACT_SOLVER, IlpEngine
@@ -39,12 +40,14 @@ QUICK = (8, 6)
 """Restarts and gradient steps of the first attack."""
 STRONG = (48, 16)
 """Restarts and gradient steps of the attack before the search."""
+TIGHTEN_LIMIT = 400
+"""Most units whose ranges are tightened one by one with dual bounds."""
 POLISH_STEPS = 8
 POLISH_REACH = 0.1
 LEAF_SECONDS = 20.0
 """Most seconds that the integer solver spends on one leaf."""
 ENUMERATION_LIMIT = 1 << 14
-"""Largest number of inputs that a leaf enumerates."""
+"""Largest number of inputs that are simply enumerated."""
 DESCENTS = 2
 DESCENT_MOVES = 15
 
@@ -118,7 +121,8 @@ class _State:
         """`replay_codes` for points in the program's inputs, (batch, n)."""
         assert self.program is not None
         codes = np.broadcast_to(self.box.low.reshape(-1), (len(candidates), self.box.low.size)).copy()
-        codes[:, self.program.input_index] = self._inside(candidates).cpu().numpy().astype(np.int64)
+        real = self.program.input_index >= 0
+        codes[:, self.program.input_index[real]] = self._inside(candidates).cpu().numpy()[:, real].astype(np.int64)
         return self.replay_codes(self.box.clip(codes.reshape(-1, *self.network.input_shape)))
 
     def polish(self, candidates: Tensor, objective: Tensor) -> IntegerArray | None:
@@ -194,6 +198,15 @@ def decide(
     return decision
 
 
+def _enumerate(state: _State) -> None:
+    """Every point of a small box."""
+    if state.cases and state.box.size <= ENUMERATION_LIMIT:
+        found = state.replay_codes(state.box.points())
+        state.decision.counterexample, state.decision.method = found, "enumeration"
+        state.decision.evidence = Evidence.EXACT_SEARCH if found is None else None
+        state.say(f"enumeration: {state.box.size} inputs, {'no violation' if found is None else 'counterexample'}")
+
+
 @contextmanager
 def _threads() -> Generator[None]:
     """One thread: the tensors here are small, and threads that wait for each other cost more than they bring."""
@@ -259,7 +272,7 @@ def _dual(state: _State) -> None:
         return
     program = state.program
     assert program is not None
-    if len(program.blocks) > 2:
+    if len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
         state.program = program = tighten(program)
         outputs = program.output_units()
         low, high = state.splitter.low.copy(), state.splitter.high.copy()
@@ -334,6 +347,8 @@ def _solve_leaf(state: _State, case: Case, low: Tensor, high: Tensor) -> LeafAns
     assert program is not None
     bounds: dict[str, tuple[IntegerArray, IntegerArray]] = {}
     for unit, least, greatest in zip(program.units, low.tolist(), high.tolist(), strict=True):
+        if not unit.node:  # inside a maximum: the solver is asked about a larger domain, which is as good if it is empty
+            continue
         if unit.node not in bounds:
             bounds[unit.node] = state.known[unit.node][0].reshape(-1).copy(), state.known[unit.node][1].reshape(-1).copy()
         bounds[unit.node][0][unit.element], bounds[unit.node][1][unit.element] = int(least), int(greatest)
@@ -380,13 +395,13 @@ def _solve_cases(state: _State, solver: str, deadline: float | None) -> None:
     state.say(f"ilp ({solver}): {answer.status.name.lower()} {answer.reason}".rstrip())
 
 
+_QUICK_ATTACK = _attack(*QUICK, 0, "attack")
+_STRONG_ATTACK = _attack(*STRONG, DESCENTS, "strong attack")
 _STAGES: dict[Method, tuple[Callable[[_State], None], ...]] = {
-    Method.AUTO: (
-        _interval, _attack(*QUICK, 0, "attack"), _dual, _attack(*STRONG, DESCENTS, "strong attack"), _search, _last_resort,
-    ),
-    Method.ATTACK: (_attack(*QUICK, 0, "attack"), _attack(*STRONG, DESCENTS, "strong attack")),
+    Method.AUTO: (_interval, _enumerate, _QUICK_ATTACK, _dual, _STRONG_ATTACK, _search, _last_resort),
+    Method.ATTACK: (_QUICK_ATTACK, _STRONG_ATTACK),
     Method.BOUNDS: (_interval, _dual),
     Method.BAB: (_interval, _dual, _search),
     Method.ILP: (_interval, _ilp),
-}  # fmt: skip
+}
 """The stages of each method, in order."""

@@ -30,6 +30,7 @@ PUBLIC = [
     "__version__",
     "accumulator_proofs",
     "evaluate",
+    "import_torch",
     "load_model",
     "local_robustness",
     "read_labels",

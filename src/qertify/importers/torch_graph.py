@@ -127,12 +127,18 @@ class Walk:
                 return (tuple(values),)
             case "prim::ListUnpack" | "prim::TupleUnpack":
                 return values[0]
+            case "prim::unchecked_cast":
+                return values
             case "prim::TupleIndex":
                 return (values[0][values[1]],)
             case "prim::NumToTensor" if not _holds_traced(values):
                 return (torch.tensor(values[0]),)
             case kind if kind in _CONVERSIONS and not _holds_traced(values):
                 return (_CONVERSIONS[kind](values[0]),)
+            case "aten::__is__":
+                return (values[0] is values[1],)
+            case "aten::__isnot__":
+                return (values[0] is not values[1],)
             case "aten::len" if isinstance(values[0], list | tuple):
                 return (len(values[0]),)
             case "aten::__getitem__" if isinstance(values[0], list | tuple):

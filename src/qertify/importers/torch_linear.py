@@ -37,6 +37,7 @@ def _parameters(
     x: Codes,
     x_tensor: torch.Tensor,
     relu: bool,
+    groups: int,
 ) -> tuple[IntegerArray, IntegerArray, int, Requantize]:
     """Weight minus its zero point, integer bias, zero point of the input, and the requantization."""
     quantized, float_bias = packed
@@ -68,7 +69,7 @@ def _parameters(
         integer_bias = qnnpack_bias(x_scale, weight_scale, bias)
         rows = weight_scale[:1] if np.all(weight_scale == weight_scale[0]) else weight_scale
         function = qnnpack_linear(x_scale, rows, y_scale, y_zero_point)
-    _note_kernel(lowering, operation, weight, zero_points)
+    _note_kernel(lowering, operation, zero_points, depthwise=groups > 1 and weight.shape[1] == 1)
     low = max(LOW, y_zero_point) if relu else LOW
     requantize = Requantize(function, len(rows), low, HIGH, quantization_of(operation, operation.result))
     return weight, integer_bias, x_zero_point, requantize
@@ -97,15 +98,12 @@ def _check_magnitudes(
         raise operation.unsupported("bias", "its results may leave 32 bits before they are clamped")
 
 
-def _note_kernel(lowering: Lowering, operation: Operation, weight: IntegerArray, zero_points: IntegerArray) -> None:
-    """The types that the kernel multiplies. fbgemm's kernel for one input channel a group adds pairs in 16 bits on every CPU,
-
-    and qnnpack stores weights as uint8.
-    """
+def _note_kernel(lowering: Lowering, operation: Operation, zero_points: IntegerArray, depthwise: bool) -> None:
+    """The types that the kernel multiplies; qnnpack stores weights as uint8, fbgemm's depthwise kernels add in 16 bits."""
     kernel: dict[str, Any] = {"activation": "uint8", "weight": "int8", "weight_zero_point": zero_points.tolist()}
     if lowering.engine is Engine.QNNPACK:
         kernel |= {"weight": "uint8", "weight_zero_point": (zero_points + 128).tolist()}
-    elif weight.ndim == 4 and weight.shape[1] == 1:
+    elif depthwise:
         kernel["pairs_in_16_bits"] = True
     lowering.kernels[f"{operation.name}/accumulator"] = kernel
 
@@ -113,7 +111,7 @@ def _note_kernel(lowering: Lowering, operation: Operation, weight: IntegerArray,
 def _linear(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     x, tensor = codes_of(operation, operation.arguments["X"])
     packed = torch.ops.quantized.linear_unpack(operation.arguments["W_prepack"])
-    weight, bias, zero_point, requantize = _parameters(lowering, operation, packed, x, tensor, relu)
+    weight, bias, zero_point, requantize = _parameters(lowering, operation, packed, x, tensor, relu, 1)
     return lowering.builder.dense(operation.name, x, weight, bias, zero_point, requantize)
 
 
@@ -124,11 +122,11 @@ def _convolution(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     ops = torch.ops.quantized
     if ops.conv2d_transpose(packed):
         raise operation.unsupported(None, "transposed convolutions are not supported")
-    weight, bias, zero_point, requantize = _parameters(lowering, operation, ops.conv2d_unpack(packed), x, tensor, relu)
+    groups = ops.conv2d_groups(packed)
+    weight, bias, zero_point, requantize = _parameters(lowering, operation, ops.conv2d_unpack(packed), x, tensor, relu, groups)
     (top, left), stride, dilation = ops.conv2d_padding(packed), ops.conv2d_stride(packed), ops.conv2d_dilation(packed)
     kernel = (weight.shape[2], weight.shape[3])
     window = Window(kernel, (stride[0], stride[1]), (top, left, top, left), (dilation[0], dilation[1]))
-    groups = ops.conv2d_groups(packed)
     return lowering.builder.convolution(operation.name, x, weight, bias, window, zero_point, groups, requantize)
 
 

@@ -22,6 +22,7 @@ from qertify.importers.torch_context import (
     is_channels_last,
     memory_positions,
     quantization_of,
+    random_sample,
     scale_of,
     shape_of,
 )
@@ -85,9 +86,23 @@ def _move(lowering: Lowering, operation: Operation) -> Any:
         raise operation.unsupported(
             None, f"how it moves elements can't be read off: {' '.join(str(error).split())[:120]}"
         ) from error
+    _check_move(operation, name, source.tensor, moved)
     if isinstance(moved, list | tuple):
         return [_picked(lowering, operation, source.value, item, f"{operation.name}/{i}") for i, item in enumerate(moved)]
     return _picked(lowering, operation, source.value, moved, operation.name)
+
+
+def _check_move(operation: Operation, name: str, tensor: torch.Tensor, moved: Any) -> None:
+    """Some operators move the elements of quantized tensors differently: compare on random codes."""
+    if not tensor.is_quantized:
+        return
+    codes, sample = random_sample(tensor)
+    results, indices = operation.repeat({name: sample}), moved
+    if not isinstance(moved, list | tuple):
+        results, indices = [results], [moved]
+    for result, index in zip(results, indices, strict=True):
+        if not np.array_equal(result.int_repr().numpy(), codes.reshape(-1)[index.numpy()]):
+            raise operation.unsupported(None, "it moves the elements of a quantized tensor that lies in memory like this one")
 
 
 def _picked(lowering: Lowering, operation: Operation, value: Value, moved: torch.Tensor, name: str) -> Value:
@@ -112,12 +127,32 @@ def _unary(lowering: Lowering, operation: Operation) -> Value:
     body, tail, sample = unary_tables(lambda q: operation.repeat({name: q}), tensor.q_scale(), tensor.q_zero_point())
     if (sample.q_scale(), sample.q_zero_point()) != (operation.result.q_scale(), operation.result.q_zero_point()):
         raise operation.unsupported(None, "the scale of its result depends on its input")
+    alike = np.array_equal(body, tail)
+    tables = body[None, :] if alike else np.stack([body, tail])
+    row = np.zeros(x.shape, dtype=np.int64) if alike else _tail(operation, tensor).astype(np.int64)
+    source = _source(operation, name, tensor, tables, row)
+    x = lowering.builder.rearrange(f"{operation.name}/order", (x,), source)
     quantization = quantization_of(operation, operation.result)
-    if np.array_equal(body, tail):
-        return lowering.builder.unary(operation.name, x, body[None, :], LOW, HIGH, quantization)
-    in_tail = _tail(operation, tensor)
-    tables = np.stack([body, tail])
-    return lowering.builder.unary(operation.name, x, tables, LOW, HIGH, quantization, in_tail.astype(np.int64))
+    return lowering.builder.unary(operation.name, x, tables, LOW, HIGH, quantization, None if alike else row)
+
+
+def _source(operation: Operation, name: str, tensor: torch.Tensor, tables: IntegerArray, row: IntegerArray) -> IntegerArray:
+    """Which element of the operand each element of the result comes from, found by running the operator on random codes.
+
+    Some kernels of qnnpack keep the order in memory but not the memory layout, which moves elements.
+    """
+    codes, sample = random_sample(tensor)
+    layout = memory_positions(sample)
+    result = operation.repeat({name: sample})
+    found = result.int_repr()[0].numpy()
+    if np.array_equal(tables[row, codes], found):
+        return np.arange(codes.size).reshape(codes.shape)
+    after = memory_positions(result)
+    if layout is not None and after is not None and len(tables) == 1:
+        source = np.argsort(layout, axis=None)[after]
+        if np.array_equal(tables[0, codes.reshape(-1)[source]], found):
+            return source
+    raise operation.unsupported(None, "it is not element-wise for a tensor that lies in memory like this one")
 
 
 def _tail(operation: Operation, *operands: torch.Tensor) -> NDArray[np.bool_]:

@@ -30,6 +30,8 @@ class Options:
         seed: of everything random; the same seed gives the same answer on one machine.
         device: "cpu" or "cuda", of the bound engine.
         accept_solver_claims: report a floating-point solver's infeasibility as robust, with that evidence.
+        cpu_class: how the deployed CPU multiplies bytes, "vnni" or "avx2"; None for this machine's class. Matters only for
+            kernels that may saturate.
         keep_proof: keep the search tree and its multipliers, from which a certificate can be written.
     """
 
@@ -40,6 +42,7 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     accept_solver_claims: bool = False
+    cpu_class: str | None = None
     keep_proof: bool = False
 
     def __post_init__(self) -> None:
@@ -51,5 +54,7 @@ class Options:
             raise InvalidInputError(f"timeout {self.timeout} must be positive")
         if self.memory is not None and self.memory <= 0:
             raise InvalidInputError(f"memory limit {self.memory} must be positive")
+        if self.cpu_class not in (None, "vnni", "avx2"):
+            raise InvalidInputError(f"unknown CPU class '{self.cpu_class}'; known: vnni, avx2")
         if self.device not in ("cpu", "cuda"):
             raise InvalidInputError(f"unknown device '{self.device}'; known: cpu, cuda")

@@ -76,6 +76,7 @@ class Result:
     """The answer to one robustness query; the fields of the command line's JSON.
 
     Attributes:
+        cpu_class: the CPU class for which the runtime's integers were proved exact; None where it does not matter.
         radius: exact rational as text, in ``radius_unit``.
         nodes: domains that the search bounded.
         bound_reached: the least proved margin of the case that stayed open (0 or more would prove it); None if none did.
@@ -96,6 +97,7 @@ class Result:
     target: int | None = None
     predicted: int | None = None
     exactness: str = "exact"
+    cpu_class: str | None = None
     region: dict[str, Any] = field(default_factory=dict)
     ties: str = "first"
     nodes: int = 0

@@ -75,11 +75,13 @@ class Question:
         runtime = runtime_of(network)
         codes = np.array(result.counterexample.levels, dtype=np.int64).reshape(network.input_shape)
         real = runtime.real_input(codes, *(self.real or ()))
+        found = replace(result.counterexample, input=tuple(real.reshape(-1).tolist()))
+        if self.model.suffix == ".qnet":  # the integers only: there is no file for the runtime
+            return replace(result, counterexample=found)
         replay = runtime.replay(self.model, real[None])
         if not bool(replay.agrees[0]) or not np.array_equal(replay.codes[0], codes):
             raise ReplayError(f"a counterexample does not replay on {replay.runtime}; please report this defect")
-        found = replace(result.counterexample, input=tuple(real.reshape(-1).tolist()), replayed_on=replay.runtime)
-        return replace(result, counterexample=found)
+        return replace(result, counterexample=replace(found, replayed_on=replay.runtime))
 
 
 def ask(model: Path, options: ImportOptions, input_: str, region: RegionFlags, labels: LabelFlags) -> Question:

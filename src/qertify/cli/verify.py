@@ -30,6 +30,7 @@ from qertify.cli.supervisor import Channel
 from qertify.errors import InvalidInputError
 from qertify.options import Method, Options
 from qertify.result import Reason, Result, Verdict
+from qertify.runtimes.saturation import CpuClass
 from qertify.specification.property import Ties
 from qertify.specification.units import Unit
 
@@ -63,6 +64,9 @@ def verify_command(
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
     solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
+    cpu_class: Annotated[
+        CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
+    ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
     memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
@@ -85,6 +89,7 @@ def verify_command(
         seed=seed,
         device=device,
         accept_solver_claims=accept_solver_claims,
+        cpu_class=None if cpu_class is None else cpu_class.value,
     )
     check_writable(save_counterexample, ".npy", "--save-counterexample")
     channel.limit(options.timeout, options.memory)
@@ -150,7 +155,8 @@ def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose:
             channel.progress(line)
             show(line)
 
-        return verify(query, options if left is None else replace(options, timeout=max(left, 1e-3)), progress)
+        # a little less for the engines, so that they end in time to say how far they got
+        return verify(query, options if left is None else replace(options, timeout=max(0.85 * left - 0.1, 1e-3)), progress)
 
 
 def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 from qertify.errors import InvalidInputError, ReplayError
 from qertify.network.evaluate import check_inputs, evaluate
 from qertify.network.network import Network
-from qertify.network.ranges import accumulator_proofs
 from qertify.network.tensor import IntegerArray
 from qertify.options import Options
 from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
+from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
 from qertify.search.portfolio import Decision, decide
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox, linf_ball
@@ -93,6 +93,9 @@ def verify(query: RobustnessQuery, options: Options | None = None, progress: Cal
 
     Raises:
         UnsupportedModelError: the chosen method does not cover the network.
+
+    The answer is unknown, reason arithmetic, unless overflow and saturation of the runtime's accumulators are proved absent
+    on the region for the CPU class.
     """
     options = options or Options()
     start = time.monotonic()
@@ -100,10 +103,11 @@ def verify(query: RobustnessQuery, options: Options | None = None, progress: Cal
     network, property_ = query.network, query.property
     outputs = evaluate(network, query.centre[None])
     predicted = int(property_.ties.predicted(outputs)[0])
-    if _misclassified(property_, outputs):
+    cpu_class = host_cpu_class() if options.cpu_class is None else CpuClass(options.cpu_class)
+    if doubts := arithmetic_doubts(network, cpu_class, query.region):
+        decision, verdict = Decision(reason=Reason.ARITHMETIC, method="ranges", explanation=list(doubts)), Verdict.UNKNOWN
+    elif _misclassified(property_, outputs):
         decision, verdict = Decision(method="evaluate"), Verdict.MISCLASSIFIED
-    elif not all(proof.proved for proof in accumulator_proofs(network)):
-        decision, verdict = Decision(reason=Reason.ARITHMETIC, method="ranges"), Verdict.UNKNOWN
     else:
         decision = decide(network, query.region, property_, options, progress or (lambda _: None), deadline)
         verdict = _verdict(decision, options)
@@ -118,6 +122,7 @@ def verify(query: RobustnessQuery, options: Options | None = None, progress: Cal
         method=decision.method or options.method.value,
         reason=decision.reason if verdict is Verdict.UNKNOWN else None,
         evidence=Evidence.REPLAYED_COUNTEREXAMPLE if verdict is Verdict.NON_ROBUST else decision.evidence,
+        cpu_class=cpu_class.value if "kernels" in network.metadata else None,
         target=property_.target,
         predicted=predicted,
         region=describe_region(query),

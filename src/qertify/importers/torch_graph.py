@@ -195,7 +195,10 @@ class Walk:
             if isinstance(item, Traced) and item.value is None:
                 raise self._unsupported(node, "it reads memory that an operator in place changed through another tensor")
         operation = Operation(_name(node), kind, arguments, repeat, result)
-        value = self._rules[kind](operation)
+        try:
+            value = self._rules[kind](operation)
+        except KeyError as error:
+            raise self._unsupported(node, f"only its form with the argument {error} is supported") from error
         if name.endswith("_"):
             return self._in_place(values[0], value)
         if isinstance(result, list | tuple):

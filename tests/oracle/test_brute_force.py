@@ -12,7 +12,7 @@ from qertify.network.nodes import Product, Table
 from qertify.options import Method, Options
 from qertify.queries.robustness import local_robustness, verify
 from qertify.result import Evidence, Reason, Verdict
-from qertify.search import portfolio
+from qertify.search import stages
 from qertify.specification.property import Ties
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network, violated_somewhere
@@ -38,7 +38,7 @@ def _queries(seed: int, count: int):
 @pytest.mark.parametrize("method", [Method.AUTO, Method.BAB, Method.ATTACK, Method.BOUNDS])
 def test_engines_agree_with_enumeration(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     if method is Method.AUTO:
-        monkeypatch.setattr(portfolio, "ENUMERATION_LIMIT", 0)  # so that the other stages have something to do
+        monkeypatch.setattr(stages, "ENUMERATION_LIMIT", 0)  # so that the other stages have something to do
     seen: Counter[Verdict] = Counter()
     for number, query in enumerate(_queries(list(Method).index(method), CASES)):
         result = verify(query, Options(method=method, seed=number))

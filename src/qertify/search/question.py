@@ -1,0 +1,118 @@
+"""One question on its way through the stages: what is known about it, and how candidates are replayed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qertify.attack.gradient import signed_gradient
+from qertify.bounds.program import Program
+from qertify.errors import ReplayError
+from qertify.ilp.engine import IlpEngine
+from qertify.ilp.process import SolverProcesses
+from qertify.network.evaluate import evaluate
+from qertify.network.network import Network
+from qertify.network.ranges import Range
+from qertify.network.tensor import IntegerArray
+from qertify.options import Options
+from qertify.result import Evidence, Reason
+from qertify.search.branch_and_bound import SearchTree
+from qertify.specification.cases import Case, CaseSplitter, OutputView
+from qertify.specification.property import Classification
+from qertify.specification.region import IntegerBox
+
+POLISH_STEPS = 8
+POLISH_REACH = 0.1
+"""First stride of a polishing descent, as a part of each input's width."""
+
+
+@dataclass(slots=True)
+class Decision:
+    """What the portfolio found; exactly one of proof, counterexample and reason is set.
+
+    Attributes:
+        evidence: set if the property is proved.
+        counterexample: replayed input codes, flattened, if it is refuted.
+        reason: set if it is undecided.
+        method: the stage that decided.
+    """
+
+    evidence: Evidence | None = None
+    counterexample: IntegerArray | None = None
+    reason: Reason | None = None
+    method: str = ""
+    nodes: int = 0
+    solver: str | None = None
+    margin: int | None = None
+    nearest: int | None = None
+    tree: SearchTree | None = None
+    explanation: list[str] = field(default_factory=list[str])
+
+    @property
+    def settled(self) -> bool:
+        return self.evidence is not None or self.counterexample is not None
+
+
+@dataclass(slots=True)
+class Question:
+    """What the stages share about one question."""
+
+    network: Network
+    box: IntegerBox
+    property: Classification
+    options: Options
+    deadline: float | None
+    say: Callable[[str], None]
+    view: OutputView
+    known: dict[str, Range]
+    splitter: CaseSplitter
+    cases: tuple[Case, ...]
+    generator: torch.Generator
+    decision: Decision
+    processes: SolverProcesses
+    program: Program | None = None
+
+    def engine(self) -> IlpEngine:
+        """The integer programs of this question."""
+        return IlpEngine(
+            self.network, self.box, self.property, self.splitter, self.known, self.processes, seed=self.options.seed
+        )
+
+    def replay_codes(self, candidates: IntegerArray) -> IntegerArray | None:
+        """The first candidate, (batch, *input shape), that violates the property in exact integers."""
+        violated = self.property.violated(evaluate(self.network, candidates))
+        if not violated.any():
+            return None
+        found = candidates[violated]
+        if self.property.target is not None:  # prefer one on which the target wins outright
+            wins = self.property.ties.predicted(evaluate(self.network, found)) == self.property.target
+            found = found[wins] if wins.any() else found
+        if not self.box.contains(found[:1])[0]:
+            raise ReplayError("a counterexample leaves the input region; please report this defect")
+        return found[0]
+
+    def replay(self, candidates: Tensor) -> IntegerArray | None:
+        """`replay_codes` for points in the program's inputs, (batch, n)."""
+        assert self.program is not None
+        codes = np.broadcast_to(self.box.low.reshape(-1), (len(candidates), self.box.low.size)).copy()
+        real = self.program.input_index >= 0
+        codes[:, self.program.input_index[real]] = self._inside(candidates).cpu().numpy()[:, real].astype(np.int64)
+        return self.replay_codes(self.box.clip(codes.reshape(-1, *self.network.input_shape)))
+
+    def polish(self, candidates: Tensor, objective: Tensor) -> IntegerArray | None:
+        """Replay the ends of short descents from some candidates, (batch, n), on their objectives, (batch, N)."""
+        assert self.program is not None
+        return self.replay(signed_gradient(self.program, self._inside(candidates), objective, POLISH_STEPS, POLISH_REACH)[0])
+
+    def _inside(self, candidates: Tensor) -> Tensor:
+        assert self.program is not None
+        inside = torch.minimum(torch.maximum(candidates, self.program.input_low), self.program.input_high)
+        return torch.nan_to_num(inside).round()
+
+    def late(self) -> bool:
+        return self.deadline is not None and time.monotonic() > self.deadline

@@ -1,0 +1,235 @@
+"""The stages of a decision. Each takes what is known about a question, and may settle it; none may guess."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qertify.attack.gradient import random_starts, signed_gradient
+from qertify.attack.lattice import descend
+from qertify.bounds.compile import compile_program
+from qertify.bounds.dual import prove
+from qertify.bounds.interior_point import InteriorPoint
+from qertify.bounds.tighten import tighten
+from qertify.errors import UnsupportedModelError
+from qertify.ilp.engine import EXACT_SOLVER
+from qertify.ilp.model import Status
+from qertify.network.tensor import IntegerArray
+from qertify.options import Method
+from qertify.result import Evidence
+from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
+from qertify.search.question import Question
+from qertify.specification.cases import Case, CaseSplitter
+
+QUICK = (8, 6)
+"""Restarts and gradient steps of the first attack."""
+STRONG = (48, 16)
+"""Restarts and gradient steps of the attack before the search."""
+TIGHTEN_LIMIT = 400
+"""Most units whose ranges are tightened one by one with dual bounds."""
+LEAF_SECONDS = 20.0
+"""Most seconds that the integer solver spends on one leaf."""
+ENUMERATION_LIMIT = 1 << 14
+"""Largest number of inputs that are simply enumerated."""
+DESCENTS = 2
+DESCENT_MOVES = 15
+
+Stage = Callable[[Question], None]
+
+
+def enumerate(question: Question) -> None:
+    """Every point of a small box."""
+    if question.cases and question.box.size <= ENUMERATION_LIMIT:
+        found = question.replay_codes(question.box.points())
+        question.decision.counterexample, question.decision.method = found, "enumeration"
+        question.decision.evidence = Evidence.EXACT_SEARCH if found is None else None
+        question.say(f"enumeration: {question.box.size} inputs, {'no violation' if found is None else 'counterexample'}")
+
+
+def interval(question: Question) -> None:
+    """Exact interval arithmetic: no case of the violation is within reach."""
+    if not question.cases:
+        question.decision.evidence, question.decision.method = Evidence.EXACT_BOUNDS, "interval"
+    question.say(f"interval: {len(question.cases)} case(s) of the violation are within reach")
+
+
+def _compile(question: Question) -> bool:
+    """Make the program of the open cases; False if the network is outside the bound engine."""
+    classes = {case.label for case in question.cases} | {case.competitor for case in question.cases}
+    try:
+        question.program = compile_program(
+            question.network,
+            question.box,
+            question.known,
+            question.view,
+            tuple(sorted(label for label in classes if label is not None)),
+        ).to(question.options.device)
+    except UnsupportedModelError as error:
+        if question.options.method is not Method.AUTO:
+            raise
+        question.say(f"bounds: {error}")
+        return False
+    return True
+
+
+def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Question], None]:
+    def stage(question: Question) -> None:
+        if not question.cases or (question.program is None and not _compile(question)):
+            return
+        program = question.program
+        assert program is not None
+        domains = root_domains(program, list(question.cases))
+        starts = random_starts(program, restarts, question.generator)
+        every_start = starts.repeat(len(domains), 1)
+        points, reached = signed_gradient(program, every_start, domains.objective.repeat_interleave(restarts, 0), steps)
+        found = question.replay(points)
+        order = (reached.reshape(len(domains), restarts) - domains.limit[:, None]).argsort(dim=1)
+        urgent = (reached.reshape(len(domains), restarts).amin(1) - domains.limit).argsort()
+        for case in urgent[:descents].tolist():
+            if found is not None or question.late():
+                break
+            for start in order[case, :descents].tolist():
+                visited = descend(program, points[case * restarts + start], domains.objective[case], DESCENT_MOVES)
+                found = found if found is not None else question.replay(visited)
+        if found is not None:
+            question.decision.counterexample, question.decision.method = found, "attack"
+        question.say(f"{name}: {'counterexample' if found is not None else 'none found'} ({len(points)} points)")
+
+    return stage
+
+
+def dual(question: Question) -> None:
+    """Dual bounds of every case at the root; closed cases are dropped."""
+    if not question.cases or (question.program is None and not _compile(question)):
+        return
+    program = question.program
+    assert program is not None
+    if len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
+        question.program = program = tighten(program)
+        outputs = program.output_units()
+        low, high = question.splitter.low.copy(), question.splitter.high.copy()
+        for label, unit in outputs.items():
+            low[label], high[label] = int(program.low[unit]), int(program.high[unit])
+        question.splitter = CaseSplitter(question.view, question.property, low, high)
+        question.cases = question.splitter.cases()
+    if question.cases:
+        domains = root_domains(program, list(question.cases))
+        feasible = (domains.low <= domains.high).all(-1)
+        relaxation = InteriorPoint(program).relax(domains)
+        proof = prove(program, domains, relaxation.multipliers)
+        closed = (proof.margin >= 0) | ~feasible
+        worst = int(proof.margin.argmin())
+        if not bool(closed.all()):
+            question.decision.margin, question.decision.nearest = _margin(proof.margin[worst]), question.cases[worst].competitor
+        question.cases = tuple(case for case, shut in zip(question.cases, closed.tolist(), strict=True) if not shut)
+        if question.cases and question.options.method is not Method.BOUNDS:
+            found = question.polish(relaxation.inputs, domains.objective)
+            if found is not None:
+                question.decision.counterexample, question.decision.method = found, "attack"
+    if not question.cases:
+        question.decision.evidence, question.decision.method = Evidence.EXACT_BOUNDS, "bounds"
+    question.say(f"dual bounds: {len(question.cases)} case(s) stay open")
+
+
+def _margin(margin: Tensor) -> int | None:
+    return int(margin) if bool(torch.isfinite(margin)) else None
+
+
+def search(question: Question) -> None:
+    """Branch and bound on the open cases."""
+    program, decision = question.program, question.decision
+    if program is None:
+        return
+
+    def leaf(case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
+        return _solve_leaf(question, case, low, high)
+
+    tree = BranchAndBound(
+        program, question.splitter, question.cases, question.polish, leaf, question.options.keep_proof, question.options.memory
+    )
+    last = time.monotonic()
+
+    def report(progress: BranchAndBound) -> None:
+        nonlocal last
+        if time.monotonic() - last > 1:
+            last = time.monotonic()
+            question.say(f"search: {progress.nodes} domains bounded, {progress.open} open")
+
+    outcome = tree.run(question.deadline, report=report)
+    decision.nodes, decision.tree = outcome.nodes, outcome.tree
+    if outcome.counterexample is not None:
+        decision.counterexample, decision.method = outcome.counterexample, "bab"
+    elif outcome.proved:
+        solvers = outcome.leaf_solvers - {"enumeration"}
+        decision.evidence = Evidence.EXACT_SOLVER if solvers else Evidence.EXACT_SEARCH
+        decision.solver = ", ".join(sorted(solvers)) or None
+        decision.method = "bab"
+    elif outcome.margin is not None and outcome.nearest is not None:
+        decision.margin = int(outcome.margin) if np.isfinite(outcome.margin) else None
+        decision.nearest = outcome.nearest.competitor
+    question.say(f"search: {outcome.nodes} domains bounded, {tree.open} open")
+
+
+def _solve_leaf(question: Question, case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
+    """A domain on which every value is fixed asks for a lattice point: enumerate a small box, else ask an integer solver."""
+    if question.box.size <= ENUMERATION_LIMIT:
+        found = question.replay_codes(question.box.points())
+        return LeafAnswer(Closure.EMPTY if found is None else Closure.COUNTEREXAMPLE, found, "enumeration")
+    program = question.program
+    assert program is not None
+    bounds: dict[str, tuple[IntegerArray, IntegerArray]] = {}
+    for unit, least, greatest in zip(program.units, low.tolist(), high.tolist(), strict=True):
+        if not unit.node:  # inside a maximum: the solver is asked about a larger domain, which is as good if it is empty
+            continue
+        if unit.node not in bounds:
+            bounds[unit.node] = question.known[unit.node][0].reshape(-1).copy(), question.known[unit.node][1].reshape(-1).copy()
+        bounds[unit.node][0][unit.element], bounds[unit.node][1][unit.element] = int(least), int(greatest)
+    until = time.monotonic() + LEAF_SECONDS
+    answer = question.engine().decide_case(
+        case, EXACT_SOLVER, until if question.deadline is None else min(until, question.deadline), bounds
+    )
+    if answer.status is Status.FEASIBLE:
+        return LeafAnswer(Closure.COUNTEREXAMPLE, answer.counterexample, EXACT_SOLVER)
+    if answer.status is Status.INFEASIBLE and answer.exact:
+        return LeafAnswer(Closure.EMPTY, None, ", ".join(sorted(answer.solvers)) or "interval")
+    return LeafAnswer(Closure.OPEN)
+
+
+def ilp(question: Question) -> None:
+    """The open cases as integer programs, each with the solver that was asked for."""
+    if question.cases:
+        _solve_cases(question, question.options.solver, question.deadline)
+
+
+def last_resort(question: Question) -> None:
+    """Counterexamples from the floating-point solver in a third of the time, then proofs from the integer solver.
+
+    A claim of the first is remembered, never believed.
+    """
+    now = time.monotonic()
+    _solve_cases(question, "highs", now + LEAF_SECONDS if question.deadline is None else now + (question.deadline - now) / 3)
+    claimed = question.decision.evidence is Evidence.SOLVER_CLAIM
+    if question.decision.counterexample is None and (claimed or question.decision.evidence is None):
+        question.decision.evidence = None
+        _solve_cases(question, EXACT_SOLVER, question.deadline)
+        if claimed and not question.decision.settled:
+            question.decision.evidence = Evidence.SOLVER_CLAIM
+
+
+def _solve_cases(question: Question, solver: str, deadline: float | None) -> None:
+    decision = question.decision
+    answer = question.engine().decide(question.cases, solver, deadline)
+    if answer.status is Status.FEASIBLE:
+        decision.counterexample, decision.method, decision.solver = answer.counterexample, "ilp", solver
+    elif answer.status is Status.INFEASIBLE:
+        exact = Evidence.EXACT_SOLVER if answer.solvers else Evidence.EXACT_BOUNDS
+        decision.evidence, decision.method, decision.solver = exact if answer.exact else Evidence.SOLVER_CLAIM, "ilp", solver
+    question.say(f"ilp ({solver}): {answer.status.name.lower()} {answer.reason}".rstrip())
+
+
+quick_attack: Stage = attack(*QUICK, 0, "attack")
+strong_attack: Stage = attack(*STRONG, DESCENTS, "strong attack")

@@ -91,7 +91,18 @@ class RandomNetwork:
         self.writer.operator("DEQUANTIZE", [x.index], [target], "DequantizeOptions")
         return target
 
-    def linear(self, op: str, x: Layer, weight: Shape, axis: int, shape: Shape, options: str, **values: Any) -> Layer:
+    def linear(
+        self,
+        op: str,
+        x: Layer,
+        weight: Shape,
+        axis: int,
+        shape: Shape,
+        options: str,
+        contrast: float = 1.0,
+        **values: Any,
+    ) -> Layer:
+        """One linear operator; more contrast for an input that hardly varies."""
         channels, fan_in = weight[axis], int(np.prod(weight)) // weight[axis]
         activation = values.get("fusedActivationFunction", NONE)
         scales = self.random.uniform(0.5, 1, channels if self.per_channel else 1) * 0.01
@@ -113,9 +124,9 @@ class RandomNetwork:
         self.writer.operator(op, [x.index, w, b], [y.index], options, **values)
         return y
 
-    def dense(self, x: Layer, outputs: int, activation: int = NONE) -> Layer:
+    def dense(self, x: Layer, outputs: int, activation: int = NONE, contrast: float = 1.0) -> Layer:
         fan_in = int(np.prod(x.shape))
-        values = {"fusedActivationFunction": activation}
+        values = {"fusedActivationFunction": activation, "contrast": contrast}
         return self.linear("FULLY_CONNECTED", x, (outputs, fan_in), 0, (1, outputs), "FullyConnectedOptions", **values)
 
     def convolution(
@@ -159,7 +170,7 @@ class RandomNetwork:
         return y
 
     def two(self, op: str, a: Layer, b: Layer, activation: int = NONE) -> Layer:
-        scale = a.scale / 2 if op == "MUL" else np.hypot(a.scale, b.scale) * F(1.2)
+        scale = a.scale / 2 if op == "MUL" else np.hypot(a.scale, b.scale) * F(0.6)
         y = self.tensor(a.shape, scale, int(self.random.integers(-40, 20)))
         self.writer.operator(op, [a.index, b.index], [y.index], f"{op.title()}Options", fusedActivationFunction=activation)
         return y
@@ -189,7 +200,7 @@ class RandomNetwork:
         return y
 
     def concatenate(self, a: Layer, b: Layer, axis: int) -> Layer:
-        shape = tuple(n + m if i == axis else n for i, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)))
+        shape = tuple(n + m if i == axis % len(a.shape) else n for i, (n, m) in enumerate(zip(a.shape, b.shape, strict=True)))
         y = self.tensor(shape, a.scale, a.zero_point)
         self.writer.operator("CONCATENATION", [a.index, b.index], [y.index], "ConcatenationOptions", axis=axis)
         return y
@@ -222,7 +233,7 @@ def residual(seed: int = 0, per_channel: bool = True) -> bytes:
     x = net.two("ADD", y, x, RELU)
     y = net.convolution(net.convolution(x, 12, 3, 2), 12, 3, activation=NONE)
     x = net.two("ADD", net.convolution(x, 12, 1, 2, activation=NONE), y, RELU)
-    return net.writer.finish([0], [net.dense(net.mean(x, keeps=False), 10).index])
+    return net.writer.finish([0], [net.dense(net.mean(x, keeps=False), 10, contrast=5).index])
 
 
 def mobile(seed: int = 0, per_channel: bool = True) -> bytes:

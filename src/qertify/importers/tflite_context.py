@@ -128,8 +128,8 @@ class Lowering:
 
     def placed(self, name: str, value: Codes, shape: tuple[int, ...]) -> Codes:
         """Elements in the file's order as a value of the file's shape (batch axis included)."""
-        value = self.builder.reshape(f"{name}/shape", value, shape[1:])
-        return self.builder.transpose(f"{name}/image", value, (2, 0, 1)) if len(shape) == 4 else value
+        value = self.builder.reshape(f"{name}/file order", value, shape[1:])
+        return self.builder.transpose(f"{name}/channels first", value, (2, 0, 1)) if len(shape) == 4 else value
 
 
 def layout(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -197,7 +197,7 @@ def _graph(schema: Any, content: bytes) -> Graph:
 
 
 def _text(raw: bytes | None, position: int) -> str:
-    text = (raw or b"")[:NAME_LIMIT].decode("utf-8", "replace")
+    text = (raw or b"").decode("utf-8")[:NAME_LIMIT]
     return text if text.isprintable() and text else f"tensor {position}"
 
 

@@ -302,25 +302,8 @@ OPERATORS: dict[str, Callable[[Lowering, Operator], Value]] = {
 }
 """The lowering of each operator."""
 
-XNNPACK_OPERATORS = frozenset(
-    {
-        "CONV_2D",
-        "DEPTHWISE_CONV_2D",
-        "FULLY_CONNECTED",
-        "MAX_POOL_2D",
-        "MEAN",
-        "ADD",
-        "SUB",
-        "MUL",
-        "RESHAPE",
-        "TRANSPOSE",
-        "PAD",
-        "CONCATENATION",
-        "LOGISTIC",
-        "TANH",
-        "LEAKY_RELU",
-        "QUANTIZE",
-        "DEQUANTIZE",
-    }
-)
-"""Operators that LiteRT is expected to give to XNNPACK; what it really does with a file is asked of it."""
+XNNPACK_OPERATORS = (
+    "ADD", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEQUANTIZE", "FULLY_CONNECTED", "LEAKY_RELU", "LOGISTIC",
+    "MAX_POOL_2D", "MEAN", "MUL", "PAD", "QUANTIZE", "RESHAPE", "SUB", "TANH", "TRANSPOSE",
+)  # fmt: skip
+"""Operators that LiteRT is expected to give to XNNPACK, unless uint8 takes part; what it really does is asked of it."""

@@ -52,7 +52,7 @@ def load_tflite(path: str | os.PathLike[str], runtime: str = "litert-xnnpack") -
     try:
         graph = read_graph(content)
         _require_quantized(graph)
-        expected = frozenset(node.index for node in graph.operators if node.op in XNNPACK_OPERATORS)
+        expected = frozenset(node.index for node in graph.operators if _expects_xnnpack(graph, node))
         network = _network(graph, runtime, expected)
         if PROFILES[runtime] is Kernels.XNNPACK and (found := delegated_operators(content)) != expected:
             network = _network(graph, runtime, found)
@@ -68,6 +68,11 @@ def _require_quantized(graph: Graph) -> None:
     if not any(tensor.dtype == "int8" and tensor.scale.size for tensor in graph.tensors):
         first = graph.operators[0]
         raise UnsupportedModelError(first.name, first.op, None, "this is a float model: it has no int8 tensor")
+
+
+def _expects_xnnpack(graph: Graph, node: Operator) -> bool:
+    tensors = [graph.tensors[index] for index in (*node.inputs, *node.outputs) if index >= 0]
+    return node.op in XNNPACK_OPERATORS and all(tensor.dtype != "uint8" for tensor in tensors)
 
 
 def _network(graph: Graph, runtime: str, delegated: frozenset[int]) -> Network:

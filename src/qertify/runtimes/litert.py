@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError, UnsupportedModelError
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
+from qertify.network.ranges import accumulator_proofs
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.base import Replay
 from qertify.runtimes.code_input import CodeInput
@@ -267,7 +268,9 @@ def confirm(network: Network, content: bytes) -> None:
     codes = np.random.default_rng(0).integers(source.low, source.high + 1, (SAMPLES, *source.shape))
     replay = runtime.replay_content(content, runtime.real_input(codes))
     if not np.all(replay.agrees):
-        raise UnsupportedModelError("model", "model", None, f"{replay.runtime} computes other integers here than expected")
+        doubts = [proof.node for proof in accumulator_proofs(network) if not proof.proved]
+        reason = f"accumulators overflow, perhaps that of '{doubts[0]}'" if doubts else "this CPU or version is not known"
+        raise UnsupportedModelError("model", "model", None, f"{replay.runtime} computes other integers than expected: {reason}")
 
 
 def run(content: bytes, resolver: str, inputs: NDArray[Any]) -> NDArray[Any]:

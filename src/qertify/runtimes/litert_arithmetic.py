@@ -206,8 +206,8 @@ def product(kernels: Kernels, scales: tuple[np.float32, np.float32, np.float32],
     ratio = np.float32(scales[0] * scales[1] / scales[2])
     if kernels is Kernels.XNNPACK:
         return lambda z: round_half_even(z.astype(np.float32) * ratio) + zero_point
-    fixed = FixedPoint.of([float(ratio)])
-    return lambda z: fixed.half_away(z) + zero_point
+    scale = _flat(FixedPoint.of([float(ratio)]).half_away)
+    return lambda z: scale(z) + zero_point
 
 
 class Addition:

@@ -26,12 +26,10 @@ TYPES = {
 }
 VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "HARD_SWISH": 1, "QUANTIZE": 2}
 """Versions of the operators that read int8, two unless listed."""
-NONE, RELU, RELU6 = (
-    schema.ActivationFunctionType.NONE,
-    schema.ActivationFunctionType.RELU,
-    schema.ActivationFunctionType.RELU6,
-)
-SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
+NONE, RELU, RELU_N1_TO_1, RELU6 = range(4)
+"""Fused activation functions."""
+SAME, VALID = range(2)
+"""Paddings."""
 
 
 @dataclass(slots=True)

@@ -37,14 +37,30 @@ WeightsOption = Annotated[
 ]
 InputShapeOption = Annotated[
     str | None,
-    typer.Option("--input-shape", metavar="N,…", help="Input shape of an .onnx model that leaves it open.", show_default=False),
+    typer.Option("--input-shape", metavar="N,…", help="Input shape of a model that leaves it open.", show_default=False),
+]
+RuntimeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime", metavar="NAME", help="Whose arithmetic, for formats that several runtimes run.", show_default=False
+    ),
+]
+TrustCodeOption = Annotated[
+    bool, typer.Option("--trust-code", help="Let code in the model file run; a TorchScript file (.ts.pt) is a program.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 INPUT_HELP = "FILE, FILE[17] or FILE[0:10]: .npy, .npz or idx data."
 
 
-def import_options(bits: int | None, input_bits: int | None, weights: Weights | None, input_shape: str | None) -> ImportOptions:
+def import_options(
+    bits: int | None,
+    input_bits: int | None,
+    weights: Weights | None,
+    input_shape: str | None,
+    runtime: str | None,
+    trust_code: bool,
+) -> ImportOptions:
     """The model flags as one value.
 
     Raises:
@@ -55,7 +71,14 @@ def import_options(bits: int | None, input_bits: int | None, weights: Weights | 
         if not re.fullmatch(r"[1-9]\d{0,8}(,[1-9]\d{0,8}){0,7}", input_shape, re.ASCII):
             raise InvalidInputError(f"input shape '{input_shape}' is not a list of sizes like 1,3,32,32")
         shape = tuple(int(size) for size in input_shape.split(","))
-    return ImportOptions(bits, input_bits, None if weights is None else weights.value, shape)
+    return ImportOptions(
+        bits,
+        input_bits,
+        None if weights is None else weights.value,
+        shape,
+        runtime=runtime,
+        trust_code=trust_code or None,
+    )
 
 
 def check_writable(path: Path | None, suffix: str, flag: str) -> None:

@@ -15,6 +15,8 @@ from qertify.cli.common import (
     InputShapeOption,
     JsonOption,
     ModelArgument,
+    RuntimeOption,
+    TrustCodeOption,
     VerboseOption,
     WeightsOption,
     check_writable,
@@ -40,6 +42,8 @@ def evaluate_command(
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
     input_shape: InputShapeOption = None,
+    runtime: RuntimeOption = None,
+    trust_code: TrustCodeOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -52,7 +56,7 @@ def evaluate_command(
 
     channel: Channel = context.obj
     check_writable(out, ".npy", "--out")
-    network = load_model(model, import_options(bits, input_bits, weights, input_shape))
+    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code))
     rows = read_rows(inputs, network)
     truth = None if labels is None else read_labels(labels, rows.index)
     parts = [evaluate(network, rows.codes[start : start + CHUNK]) for start in range(0, len(rows.codes), CHUNK)]

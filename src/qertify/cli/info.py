@@ -15,6 +15,8 @@ from qertify.cli.common import (
     InputShapeOption,
     JsonOption,
     ModelArgument,
+    RuntimeOption,
+    TrustCodeOption,
     VerboseOption,
     WeightsOption,
     import_options,
@@ -29,6 +31,8 @@ def info(
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
     input_shape: InputShapeOption = None,
+    runtime: RuntimeOption = None,
+    trust_code: TrustCodeOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -36,7 +40,7 @@ def info(
     from qertify.importers.registry import load_model
 
     channel: Channel = context.obj
-    description = describe(load_model(model, import_options(bits, input_bits, weights, input_shape)))
+    description = describe(load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code)))
     return channel.finish(json.dumps(description) + "\n" if as_json else _table(description), 0)
 
 

@@ -18,6 +18,8 @@ from qertify.cli.common import (
     InputShapeOption,
     JsonOption,
     ModelArgument,
+    RuntimeOption,
+    TrustCodeOption,
     VerboseOption,
     WeightsOption,
     check_writable,
@@ -61,6 +63,8 @@ def verify_command(
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
     input_shape: InputShapeOption = None,
+    runtime: RuntimeOption = None,
+    trust_code: TrustCodeOption = False,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
     solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
@@ -105,7 +109,7 @@ def verify_command(
 
     question = ask(
         model,
-        import_options(bits, input_bits, weights, input_shape),
+        import_options(bits, input_bits, weights, input_shape, runtime, trust_code),
         input_,
         RegionFlags(radius, radius_unit, lower, upper, input_range),
         LabelFlags(label, labels, target, ties),

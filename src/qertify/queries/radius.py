@@ -1,0 +1,203 @@
+"""The maximum robustness radius: the largest r at which every input within r levels of the centre keeps its class.
+
+The set of robust radii is an interval from 0, so each answer bounds the radius for good: a proof at r from below, a
+counterexample at distance d from above. Radii double until one is refuted, cheap ones first; then the gap is bisected.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from qertify.errors import InvalidInputError
+from qertify.network.network import Network
+from qertify.network.tensor import IntegerArray
+from qertify.options import Method, Options
+from qertify.queries.robustness import local_robustness, verify
+from qertify.result import SCHEMA_VERSION, Counterexample, Reason, Result, Verdict
+from qertify.specification.property import Ties
+
+LEAST_SECONDS = 0.5
+SHARE = 4
+"""With a time limit, one question gets at most this part of what is left: the last, hard ones get it all."""
+
+
+@dataclass(frozen=True, slots=True)
+class RadiusResult:
+    """The answer to a radius query.
+
+    Attributes:
+        verified_radius: proved robust at this radius, in levels; None if the label loses at the centre already.
+        refuted_radius: the counterexample's distance; None if robust on the whole valid range, or up to ``max_radius``.
+        exact: the radius is known: refuted = verified + 1, or nothing larger is left to ask.
+        reason: why it is not exact.
+        counterexample: at distance ``refuted_radius``, replayed.
+        questions: number of robustness questions asked.
+    """
+
+    model_digest: str
+    runtime_profile: str
+    label: int
+    predicted: int
+    verified_radius: int | None
+    refuted_radius: int | None
+    exact: bool
+    seconds: float
+    method: str
+    reason: Reason | None = None
+    target: int | None = None
+    ties: str = "first"
+    max_radius: int | None = None
+    nodes: int = 0
+    questions: int = 0
+    counterexample: Counterexample | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        from qertify._version import __version__
+
+        data = asdict(self) | {"reason": None if self.reason is None else self.reason.value}
+        return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **data}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> RadiusResult:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: another schema version.
+        """
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"schema version {data.get('schema_version')}, expected {SCHEMA_VERSION}")
+        fields = {key: value for key, value in data.items() if key not in ("schema_version", "qertify_version")}
+        fields["reason"] = None if fields["reason"] is None else Reason(fields["reason"])
+        if (found := fields["counterexample"]) is not None:
+            tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+            fields["counterexample"] = Counterexample(**tuples)
+        return RadiusResult(**fields)
+
+
+class _Search:
+    """The bounds known so far and the budget."""
+
+    def __init__(self, ask: Callable[[int, Options], Result], options: Options, largest: int) -> None:
+        self.ask, self.options, self.largest = ask, options, largest
+        self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
+        self.verified, self.refuted = 0, largest + 1
+        self.last: Result | None = None
+        self.found: Counterexample | None = None
+        self.reason: Reason | None = None
+        self.nodes = self.questions = 0
+
+    def left(self) -> float | None:
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def decide(self, radius: int, method: Method, seconds: float | None) -> Result:
+        """Ask about one radius and keep what the answer says about all radii."""
+        left = self.left()
+        limits = [limit for limit in (seconds, left) if limit is not None]
+        timeout = max(min(limits), 1e-3) if limits else None
+        result = self.ask(radius, replace(self.options, method=method, timeout=timeout))
+        self.last, self.nodes, self.questions = result, self.nodes + result.nodes, self.questions + 1
+        if result.verdict is Verdict.ROBUST:
+            self.verified = max(self.verified, radius)
+        elif result.counterexample is not None and result.counterexample.distance < self.refuted:
+            self.refuted, self.found = result.counterexample.distance, result.counterexample
+        return result
+
+    def gallop(self) -> None:
+        """Double the radius until an attack succeeds."""
+        radius = 1
+        while radius <= self.largest and self.decide(radius, Method.ATTACK, None).verdict is not Verdict.NON_ROBUST:
+            radius = self.largest if radius < self.largest < 2 * radius else 2 * radius
+
+    def attack_downwards(self) -> None:
+        """Pull the counterexample closer with attacks alone: they cost milliseconds."""
+        low = self.verified
+        while self.refuted - low > 1:
+            middle = (low + self.refuted) // 2
+            if self.decide(middle, Method.ATTACK, None).verdict is not Verdict.NON_ROBUST:
+                low = middle
+
+    def close(self) -> None:
+        """Bisect between proof and counterexample; what one radius leaves open, smaller ones may still narrow."""
+        ceiling = self.refuted
+        while ceiling - self.verified > 1:
+            left = self.left()
+            if left is not None and left <= 0:
+                self.reason = Reason.TIMEOUT
+                return
+            # a refutation close below the counterexample is likely to fail, a proof there settles everything
+            radius = ceiling - 1 if ceiling - self.verified <= 3 or ceiling == self.refuted else (self.verified + ceiling) // 2
+            last_word = ceiling - self.verified == 2
+            seconds = None if left is None or last_word else max(LEAST_SECONDS, left / SHARE)
+            result = self.decide(radius, self.options.method, seconds)
+            if result.verdict is Verdict.UNKNOWN:
+                self.reason, ceiling = result.reason, min(radius, self.refuted)
+            else:
+                ceiling = min(ceiling, self.refuted)
+        if self.refuted - self.verified == 1:
+            self.reason = None
+
+
+def maximum_radius(
+    network: Network,
+    centre: IntegerArray,
+    *,
+    label: int | None = None,
+    target: int | None = None,
+    ties: Ties = Ties.FIRST,
+    max_radius: int | None = None,
+    options: Options | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> RadiusResult:
+    """The largest radius, in levels of the quantized input, at which the label wins everywhere.
+
+    Args:
+        network, centre, label, target, ties: as `qertify.queries.robustness.local_robustness`.
+        max_radius: look no further; None for the whole valid range.
+        options: engines and limits; ``timeout`` is for the whole search, which then ends with an interval.
+        progress: gets one line a stage.
+
+    Returns:
+        verified and refuted radius; together they are the exact answer or an interval around it.
+
+    Raises:
+        InvalidInputError: as `local_robustness`, or a negative ``max_radius``.
+    """
+    options = options or Options()
+    say = progress or (lambda _: None)
+    start = time.monotonic()
+    whole = network.input.high - network.input.low
+
+    def ask(radius: int, limited: Options) -> Result:
+        query = local_robustness(network, centre, radius, label=label, target=target, ties=ties)
+        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"))
+
+    if max_radius is not None and max_radius < 0:
+        raise InvalidInputError(f"the maximum radius {max_radius} is negative")
+    search = _Search(ask, options, whole if max_radius is None else min(whole, max_radius))
+    first = search.decide(0, Method.BOUNDS, None)
+    if first.verdict is Verdict.ROBUST:
+        search.gallop()
+        search.attack_downwards()
+        search.close()
+    return RadiusResult(
+        model_digest=network.digest,
+        runtime_profile=network.runtime_profile,
+        label=first.label,
+        predicted=-1 if first.predicted is None else first.predicted,
+        verified_radius=search.verified if first.verdict is Verdict.ROBUST else None,
+        refuted_radius=search.refuted if search.found is not None else None,
+        exact=first.verdict is Verdict.ROBUST and search.refuted - search.verified == 1,
+        seconds=time.monotonic() - start,
+        method=options.method.value,
+        reason=first.reason if first.verdict is Verdict.UNKNOWN else search.reason,
+        target=target,
+        ties=ties.value,
+        max_radius=max_radius,
+        nodes=search.nodes,
+        questions=search.questions,
+        counterexample=search.found,
+    )

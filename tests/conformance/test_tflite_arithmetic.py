@@ -182,19 +182,21 @@ def test_addition_on_every_pair(op: str, runtime: str) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
-def test_the_remainder_of_an_optimized_addition() -> None:
+@pytest.mark.parametrize("op", ["ADD", "SUB"])
+def test_the_remainder_of_an_optimized_addition(op: str) -> None:
+    """Whole blocks of ADD shift before they multiply; the remainder, and all of SUB, multiply first."""
     random = np.random.default_rng(8)
     tried = 0
     for trial in range(400):
         s, z = operand_scales(random, trial)
-        blocks, scalar = block_images(Kernels.BUILTIN, "ADD", s, z)
+        blocks, scalar = block_images(Kernels.BUILTIN, op, s, z)
         odd = np.flatnonzero(blocks != scalar)
         if not odd.size:
             continue
         tried += 1
         for n in (15, 16, 37):
-            chosen, whole = np.resize(odd, n), n // Lanes.ADDITION * Lanes.ADDITION
-            model = single("ADD", [([1, n], s[0], z[0]), ([1, n], s[1], z[1])], ([1, n], s[2], z[2]), "AddOptions")
+            chosen, whole = np.resize(odd, n), n // Lanes.ADDITION * Lanes.ADDITION if op == "ADD" else 0
+            model = single(op, [([1, n], s[0], z[0]), ([1, n], s[1], z[1])], ([1, n], s[2], z[2]), f"{op.title()}Options")
             got = execute_all(model, "litert-builtin", *(side[chosen].astype(np.int8)[None] for side in PAIRS))[0]
             np.testing.assert_array_equal(got, np.where(np.arange(n) < whole, blocks[chosen], scalar[chosen]))
         if tried == 5:

@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("ai_edge_litert", reason="the extra 'tflite' is not installed")
 
-from qertify.errors import UnsupportedModelError
 from qertify.importers.tflite_quantized import load_tflite
 from qertify.network.network import Network
 from qertify.runtimes.base import runtime_of
@@ -143,26 +142,11 @@ SMALL = {
 }
 
 
-REFUSED = {
-    ("sum with a row of constants", "litert-builtin"),
-    ("sum with a constant", "litert-builtin"),
-    ("broadcast sum", "litert-builtin"),
-    ("subtraction", "litert-builtin"),
-    ("requantized", "litert-builtin"),
-}
-"""Where the optimized kernels may treat elements differently: refused, or exact."""
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", SMALL)
 def test_small_graphs(tmp_path: Path, name: str, runtime: str) -> None:
     path = saved(small(SMALL[name])(), tmp_path / "model.tflite")
-    try:
-        network = load_tflite(path, runtime)
-    except UnsupportedModelError as error:
-        if (name, runtime) not in REFUSED:
-            raise
-        pytest.skip(str(error))
+    network = load_tflite(path, runtime)
     replay = replayed(path, network, FEW)
     assert np.count_nonzero(~replay.agrees) == 0
     assert len(np.unique(replay.outputs)) > 3

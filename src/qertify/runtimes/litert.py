@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,24 @@ PROBE_LIMIT = 1 << 22
 """Most elements of a tensor on which a unary operator is probed, one run a code."""
 
 
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Without the notes that LiteRT writes to the process's standard error, which no setting of its turns off."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _interpreter(content: bytes, resolver: str) -> Any:
     """An interpreter with its tensors allocated, on one thread.
 
@@ -52,10 +72,11 @@ def _interpreter(content: bytes, resolver: str) -> Any:
     except ImportError as error:
         raise MissingExtraError("running TFLite files", "tflite") from error
     try:
-        interpreter = Interpreter(
-            model_content=content, num_threads=1, experimental_op_resolver_type=getattr(OpResolverType, resolver)
-        )
-        interpreter.allocate_tensors()
+        with _quiet():
+            interpreter = Interpreter(
+                model_content=content, num_threads=1, experimental_op_resolver_type=getattr(OpResolverType, resolver)
+            )
+            interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise ModelFileError(f"LiteRT {version()} refuses the model: {_line(error)}") from error
     return interpreter

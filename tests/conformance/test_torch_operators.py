@@ -343,6 +343,9 @@ def test_moves_and_max_pools(engine):
         lambda q: nn.functional.avg_pool2d(q, 3, stride=2, padding=1),
         lambda q: nn.functional.adaptive_avg_pool2d(q, (3, 2)),
         requantized,
+        lambda q: torch.relu(q[:, :1].expand(-1, 3, -1, -1)),
+        lambda q: torch.sigmoid(q[:, ::2, 1:, ::3]),
+        lambda q: torch.ops.quantized.mul(q, q.mean((2, 3), keepdim=True), 0.3, 5),
     ]
     for function in functions:
         assert differing(function, random.integers(0, 256, (40, 4, 6, 6)), F(0.05), 77, engine) == 0

@@ -130,10 +130,11 @@ def memory_positions(tensor: torch.Tensor) -> IntegerArray | None:
 
 def random_sample(tensor: torch.Tensor) -> tuple[IntegerArray, torch.Tensor]:
     """Random codes, of the tensor's shape without batch, and as a quantized tensor that lies in memory like the given one."""
-    codes = torch.randint(LOW, HIGH + 1, tensor.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    placed = torch.empty_strided(tensor.shape, tensor.stride(), dtype=torch.uint8).copy_(codes)
-    sample = torch.ops.aten._make_per_tensor_quantized_tensor(placed, tensor.q_scale(), tensor.q_zero_point())
-    return codes[0].numpy().astype(np.int64), sample
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = torch.randint(LOW, HIGH + 1, (extent,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    quantized = torch.ops.aten._make_per_tensor_quantized_tensor(memory, tensor.q_scale(), tensor.q_zero_point())
+    sample = quantized.as_strided(tensor.shape, tensor.stride())
+    return sample.int_repr()[0].numpy().astype(np.int64), sample
 
 
 def unsupported_engine(engine: str) -> UnsupportedModelError:

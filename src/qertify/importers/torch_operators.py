@@ -237,14 +237,12 @@ def _cat_table(
     operation: Operation, source: tuple[np.float32, int], target: tuple[np.float32, int], channels_last: bool
 ) -> IntegerArray:
     """What concatenation makes of each code of one operand: codes go through float32."""
-    codes, inverse = np.arange(LOW, HIGH + 1), np.float32(1) / target[0]
-    plain = dequantize(codes, *source)
+    codes, plain = np.arange(LOW, HIGH + 1), dequantize(np.arange(LOW, HIGH + 1), *source)
     table = np.clip(quantize(plain, *target), LOW, HIGH)
     if channels_last:
-        rivals = (
-            quantize_after(dequantize_in_vectors(codes, *source), inverse, target[1]),
-            quantize_inside(plain, inverse, target[1]),
-        )
+        inverses = (np.float32(1) / target[0], np.float32(1 / operation.result.q_scale()))
+        rivals = [quantize_after(dequantize_in_vectors(codes, *source), inverse, target[1]) for inverse in inverses]
+        rivals.append(quantize_inside(plain, inverses[0], target[1]))
         if not all(np.array_equal(np.clip(rival, LOW, HIGH), table) for rival in rivals):
             raise operation.unsupported(None, "how it rounds depends on the channel for these scales; use other scales")
     return table

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,13 @@ def load_program(path: str | os.PathLike[str], content: bytes) -> torch.jit.Scri
         ModelFileError: damaged, truncated, or something else.
     """
     try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch checks no checksum, and may abort on damaged programs
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ModelFileError(f"{path}: not a TorchScript file, or a damaged one (checksum of '{damaged[:80]}')")
         module = torch.jit.load(io.BytesIO(content), map_location="cpu")
+    except ModelFileError:
+        raise
     except Exception as error:  # its exceptions share no base class
         first = str(error).strip().split("\n", 1)[0][:200]
         raise ModelFileError(f"{path}: not a TorchScript file, or a damaged one ({type(error).__name__}: {first})") from error

@@ -220,7 +220,7 @@ def test_damaged_and_other_files(saved, tmp_path):
 def test_mutated_files_never_end_in_a_traceback(saved, tmp_path):
     random, content = np.random.default_rng(0), saved.read_bytes()
     refusals = []
-    for position in range(60):
+    for position in range(300):
         data = bytearray(content)
         for at in random.integers(0, len(data), 1 + position % 3):
             data[at] = random.integers(0, 256)

@@ -113,15 +113,15 @@ def sums_image(sums: np.ndarray, height: int, width: int) -> np.ndarray:
 def test_mean(keeps: bool, runtime: str) -> None:
     random = np.random.default_rng(2)
     kernels, told_apart = PROFILES[runtime], 0
-    for height, width in ((7, 7), (4, 4), (3, 5), (1, 1), (2, 13), (10, 10)):
-        for trial in range(6):
+    for height, width in ((7, 7), (4, 4), (3, 5), (1, 1), (2, 13), (10, 10), (56, 56), (128, 128)):
+        for trial in range(6 if height < 50 else 2):
             n = height * width
-            every = np.arange(-128 * n, 127 * n + 1)
+            every = np.arange(-128 * n, 127 * n + 1, 1 if n < 1000 else 97)
             x = (F(2.0 ** -int(random.integers(2, 6))) if trial % 3 == 0 else F(np.exp(random.uniform(-5, -2))), 0)
             ratio = [2.0 ** int(random.integers(-2, 2)), random.integers(1, 5) / 2, np.exp(random.uniform(-1.5, 1))][trial % 3]
             x = (x[0], int(random.integers(-128, 128)) if trial % 2 else 0)
             y = (F(x[0] * F(ratio)), int(random.integers(-128, 128)))
-            for channels in (len(every), 1, 5, 15, 17, 31):
+            for channels in (len(every), 1, 5, 15, 17, 31) if n < 1000 else (300,):
                 images = {k: np.clip(mean(k, x, y, n, 1, keeps).function(every[None]), -128, 127)[0] for k in Kernels}
                 odd = np.flatnonzero(np.ptp(np.stack(list(images.values())), axis=0))
                 chosen = random.choice(odd if odd.size and channels < 32 else len(every), channels)
@@ -140,9 +140,11 @@ def test_mean(keeps: bool, runtime: str) -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_average(runtime: str) -> None:
-    for height, width in ((2, 2), (3, 3), (7, 7), (1, 3), (5, 4), (16, 16), (20, 17)):
+    for height, width in ((2, 2), (3, 3), (7, 7), (1, 3), (5, 4), (16, 16), (20, 17), (60, 50)):
         n = height * width
-        sums = np.unique(np.concatenate([np.arange(-3 * n, 3 * n), np.linspace(-128 * n, 127 * n, 9000).astype(int)]))
+        spread, dense = (9000, 3 * n) if n < 1000 else (400, n // 2 + 50)
+        sums = np.unique(np.concatenate([np.arange(dense - 100, dense), np.linspace(-128 * n, 127 * n, spread).astype(int)]))
+        sums = np.unique(np.concatenate([sums, -sums[np.abs(sums) < 127 * n]]))
         shape, target = [1, height, width, len(sums)], [1, 1, 1, len(sums)]
         values = {"padding": VALID, "strideW": 1, "strideH": 1, "filterWidth": width, "filterHeight": height}
         model = single("AVERAGE_POOL_2D", [(shape, 0.05, 3)], (target, 0.05, 3), "Pool2DOptions", **values)
@@ -236,6 +238,14 @@ def test_bounds_of_activations(activation: int, runtime: str) -> None:
         sums = [([1, 2], F(scale * 4), 0)] * 2
         model = single("ADD", sums, ([1, 2], scale, z), "AddOptions", fusedActivationFunction=activation)
         np.testing.assert_array_equal(execute_all(model, runtime, extremes[0], extremes[0])[0], expected)
+        for op in ("MAX_POOL_2D", "AVERAGE_POOL_2D"):
+            values = {"padding": VALID, "strideW": 2, "strideH": 1, "filterWidth": 2, "filterHeight": 1}
+            values["fusedActivationFunction"] = activation
+            model = single(op, [([1, 1, 4, 1], scale, z)], ([1, 1, 2, 1], scale, z), "Pool2DOptions", **values)
+            kernels = PROFILES[runtime] if is_delegated(model) or runtime != "litert-xnnpack" else Kernels.BUILTIN
+            bounds = [np.clip(clamp(kernels, bound, scale, z), -128, 127) for bound in (least, greatest)]
+            codes = np.array([-128, -128, 127, 127], np.int8).reshape(1, 1, 4, 1)
+            np.testing.assert_array_equal(execute(model, runtime, codes)[0], bounds)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -26,6 +26,11 @@ LEAST_MULTIPLIER, MULTIPLIER_LIMIT = 2.0**-32, 2.0**8
 WINDOW_LIMIT = 1 << 12
 """Largest kernel, stride, dilation or padding."""
 
+BUDGETS = {"weights": 1 << 27, "results": 1 << 27, "window elements": 1 << 30}
+"""Most elements of each kind that one network may have: operators may share tensors, and a hostile file must not cost much."""
+WINDOW_ELEMENTS = 1 << 26
+"""Most elements of all windows of one operator together."""
+
 RANGES = {"int8": (-128, 127), "uint8": (0, 255)}
 ACTIVATIONS = {0: (None, None), 1: (0.0, None), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
 """Fused activation of the schema → its real bounds: none, ReLU, ReLU between −1 and 1, ReLU6."""
@@ -66,6 +71,17 @@ class Lowering:
     values: dict[int, Value] = field(default_factory=dict)
     input_quantization: QuantizationParameters | None = None
     input_kernels: Kernels | None = None
+    spent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BUDGETS, 0))
+
+    def spend(self, node: Operator, kind: str, amount: int) -> None:
+        """Count elements against a budget.
+
+        Raises:
+            ModelFileError: the network is larger than the budget.
+        """
+        self.spent[kind] += amount
+        if self.spent[kind] > BUDGETS[kind]:
+            raise ModelFileError(f"node '{node.name}': the network has more than {BUDGETS[kind]} {kind}")
 
     def kernels_of(self, node: Operator) -> Kernels:
         """Whose kernels run an operator."""
@@ -210,9 +226,9 @@ def require_same_quantization(node: Operator, *tensors: Tensor) -> tuple[np.floa
     return found.pop()
 
 
-def window_of(node: Operator, size: tuple[int, int], kernel: tuple[int, int]) -> Window:
-    """The sliding window of a convolution or pool over (height, width)."""
-    options = node.options
+def window_of(lowering: Lowering, node: Operator, x: Codes, kernel: tuple[int, int]) -> Window:
+    """The sliding window of a convolution or pool over x, (channels, height, width)."""
+    options, size = node.options, (x.shape[1], x.shape[2])
     stride = (options["StrideH"], options["StrideW"])
     dilation = (options.get("DilationHFactor", 1), options.get("DilationWFactor", 1))
     if not all(1 <= value <= WINDOW_LIMIT for value in (*kernel, *stride, *dilation)):
@@ -228,7 +244,12 @@ def window_of(node: Operator, size: tuple[int, int], kernel: tuple[int, int]) ->
             raise ModelFileError(f"node '{node.name}': unknown padding {other}")
     if any(n + p + q < r for n, p, q, r in zip(size, padding[:2], padding[2:], reach, strict=True)):
         raise ModelFileError(f"node '{node.name}': the window {reach} does not fit the input {size}")
-    return Window(kernel, stride, padding, dilation)
+    window = Window(kernel, stride, padding, dilation)
+    amount = prod(window.output_size(*size)) * prod(kernel) * x.shape[0]
+    if amount > WINDOW_ELEMENTS:
+        raise ModelFileError(f"node '{node.name}': its windows hold {amount} elements, more than {WINDOW_ELEMENTS}")
+    lowering.spend(node, "window elements", amount)
+    return window
 
 
 def window_counts(window: Window, size: tuple[int, int]) -> NDArray[np.int64]:

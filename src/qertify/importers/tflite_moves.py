@@ -24,6 +24,8 @@ from qertify.importers.tflite_context import (
 from qertify.importers.tflite_file import Operator
 from qertify.runtimes.litert import DEQUANTIZE_OPTIONS, REAL, unary_table
 
+INPUT_SCALE_LIMIT = 2.0**100
+
 # Moving elements.
 
 
@@ -104,6 +106,8 @@ def _quantize(lowering: Lowering, node: Operator) -> Value:
     scale, zero_point = int8(target, node)
     if source.shape != target.shape:
         raise ModelFileError(f"node '{node.name}': {list(source.shape)} → {list(target.shape)}")
+    if not 1 / INPUT_SCALE_LIMIT <= scale <= INPUT_SCALE_LIMIT:
+        raise UnsupportedModelError(node.name, node.op, "scale", f"{scale:.3g}, whose inverse may be no normal float32")
     if lowering.input_kernels is not None:
         raise UnsupportedModelError(node.name, node.op, None, "the input is quantized twice; one quantizer is needed")
     lowering.input_kernels = lowering.kernels_of(node)

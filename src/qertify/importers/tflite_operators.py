@@ -44,6 +44,8 @@ ZeroPoints = tuple[int, int, int]
 
 LEAST_SUM_RATIO = 2.0**-10
 """Least ratio of scales of an addition that the kernels were established for."""
+MEAN_LIMIT = 1 << 14
+"""Most elements of a mean that the kernels were established for."""
 NARROW_LIMIT = (1 << 15) - 256
 """The optimized ADD and MUL hold results in 16 bits, without saturation."""
 
@@ -63,6 +65,7 @@ def _weight(lowering: Lowering, node: Operator, axes: int, channel_axis: int) ->
     weight, tensor = lowering.constant(node, 1, "int8"), lowering.tensor(node, 1)
     if weight.ndim != axes or not weight.size:
         raise ModelFileError(f"node '{node.name}': weight of shape {list(weight.shape)}")
+    lowering.spend(node, "weights", weight.size)
     channels = weight.shape[channel_axis]
     per_channel = tensor.scale.size == channels and (tensor.axis == channel_axis or channels == 1)
     if not per_channel and tensor.scale.size != 1:
@@ -98,7 +101,7 @@ def _convolution(lowering: Lowering, node: Operator) -> Value:
             node.name, node.op, "filter", f"{per_channel} channels a filter for {x.shape[0]}; grouped convolutions are not read"
         )
     scaling = _scaling(lowering, node, scale, channels)
-    window = window_of(node, (x.shape[1], x.shape[2]), (height, width))
+    window = window_of(lowering, node, x, (height, width))
     kernel, bias = weight.transpose(0, 3, 1, 2), _bias(lowering, node, channels)
     requantize = _requantize(lowering, node, scaling)
     return lowering.builder.convolution(node.name, x, kernel, bias, window, zero_point, 1, requantize, scaling.accumulator_bits)
@@ -111,7 +114,7 @@ def _depthwise(lowering: Lowering, node: Operator) -> Value:
     if one != 1 or channels % x.shape[0] or node.options["DepthMultiplier"] not in (0, channels // x.shape[0]):
         raise ModelFileError(f"node '{node.name}': weight {list(weight.shape)} does not fit {x.shape[0]} channels")
     scaling = _scaling(lowering, node, scale, channels)
-    window = window_of(node, (x.shape[1], x.shape[2]), (height, width))
+    window = window_of(lowering, node, x, (height, width))
     kernel, bias = weight.transpose(3, 0, 1, 2), _bias(lowering, node, channels)
     requantize = _requantize(lowering, node, scaling)
     return lowering.builder.convolution(
@@ -142,7 +145,7 @@ def _fully_connected(lowering: Lowering, node: Operator) -> Value:
 
 def _pool_window(lowering: Lowering, node: Operator) -> tuple[Codes, Window]:
     x = lowering.image(node, 0)
-    return x, window_of(node, (x.shape[1], x.shape[2]), (node.options["FilterHeight"], node.options["FilterWidth"]))
+    return x, window_of(lowering, node, x, (node.options["FilterHeight"], node.options["FilterWidth"]))
 
 
 def _average_pool(lowering: Lowering, node: Operator) -> Value:
@@ -179,6 +182,8 @@ def _mean(lowering: Lowering, node: Operator) -> Value:
     (x_scale, x_zero), (y_scale, y_zero) = int8(lowering.tensor(node, 0), node), int8(lowering.result(node), node)
     require_multiplier(node, x_scale / y_scale, LEAST_SUM_RATIO)
     channels, height, width = x.shape
+    if height * width > MEAN_LIMIT:
+        raise UnsupportedModelError(node.name, node.op, None, f"a mean of more than {MEAN_LIMIT} elements is not established")
     keeps, kernels = bool(node.options["KeepDims"]), lowering.kernels_of(node)
     scaling = mean(kernels, (x_scale, x_zero), (y_scale, y_zero), height * width, channels, keeps)
     y = lowering.builder.pool_sum(node.name, x, Window((height, width)), 0, _requantize(lowering, node, scaling))

@@ -122,6 +122,7 @@ def _lower(lowering: Lowering, node: Operator) -> None:
         raise UnsupportedModelError(node.name, node.op, None, f"supported are {', '.join(sorted(OPERATORS))}")
     target = lowering.result(node)
     require_batch_of_one(node.name, node.op, target.shape)
+    lowering.spend(node, "results", prod(target.shape))
     if target.data is not None or node.outputs[0] in lowering.values:
         raise ModelFileError(f"node '{node.name}': its result '{target.name}' is computed twice, or a constant")
     value: Value = OPERATORS[node.op](lowering, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,8 +14,9 @@ import pytest
 
 pytest.importorskip("ai_edge_litert", reason="the extra 'tflite' is not installed")
 
-from qertify.errors import InvalidInputError, ModelFileError, QertifyError, UnsupportedModelError
+from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError, QertifyError, UnsupportedModelError
 from qertify.importers.registry import ImportOptions, load_model
+from qertify.importers.tflite_context import BUDGETS
 from qertify.importers.tflite_quantized import load_tflite
 from qertify.network.storage import load, save
 from qertify.runtimes.base import runtime_of
@@ -167,6 +169,40 @@ def test_grouped_convolution(tmp_path: Path) -> None:
     values = {"padding": SAME, "strideW": 1, "strideH": 1}
     y = net.linear("CONV_2D", net.input(4, 4, 6), (4, 3, 3, 3), 0, (1, 4, 4, 4), "Conv2DOptions", **values)
     refused(tmp_path, net.writer.finish([0], [y.index]), UnsupportedModelError, "grouped convolutions")
+
+
+def test_windows_that_would_fill_the_memory(tmp_path: Path) -> None:
+    net = RandomNetwork(0)
+    y = net.convolution(net.input(1500, 1500, 1), 1, 64)
+    refused(tmp_path, net.writer.finish([0], [y.index]), ModelFileError, "its windows hold 9216000000 elements")
+
+
+def test_weights_shared_by_many_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = RandomNetwork(0)
+    x = net.input(30)
+    y = net.dense(x, 30)
+    weight, bias = net.writer.operators[0].inputs[1:]
+    for _ in range(20):
+        x, y = y, net.tensor((1, 30), 0.1, 0)
+        net.writer.operator("FULLY_CONNECTED", [x.index, weight, bias], [y.index], "FullyConnectedOptions")
+    monkeypatch.setitem(BUDGETS, "weights", 10_000)
+    refused(tmp_path, net.writer.finish([0], [y.index]), ModelFileError, "more than 10000 weights")
+
+
+def test_tiny_scale_of_codes(tmp_path: Path) -> None:
+    """An input of codes is not quantized, so no scale makes it overflow; a real input's scale must have an inverse."""
+    codes = single("RELU", [([1, 8], 1e-37, 0)], ([1, 8], 1e-37, 0))
+    for runtime in ("litert-xnnpack", "litert-builtin", "litert-reference"):
+        assert load_tflite(saved(codes, tmp_path / "model.tflite"), runtime).input_shape == (8,)
+    real = single("QUANTIZE", [([1, 8], None, 0, F)], ([1, 8], 1e38, 0), "QuantizeOptions")
+    refused(tmp_path, real, UnsupportedModelError, "inverse may be no normal float32")
+
+
+def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(mlp(), tmp_path / "model.tflite")
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(MissingExtraError, match=r"qertify\[tflite\]"):
+        load_tflite(path)
 
 
 def test_registry_and_storage(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from qertify.bounds.program import Program
 
-LEAK = 0.05
-"""Slope outside a staircase's range, relative to inside: lets saturated units recover."""
+LEAST_LEAK = 0.01
+"""Slope outside a staircase's range, relative to inside: lets saturated units recover. Drawn from here to one for each path."""
 
 
 def forward(program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,30 +26,34 @@ def forward(program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
     return z, y
 
 
-def gradient(program: Program, z: Tensor, y: Tensor, objective: Tensor) -> Tensor:
-    """Straight-through gradient of objective·z with respect to the inputs, (batch, n)."""
+def gradient(program: Program, y: Tensor, objective: Tensor, leak: Tensor) -> Tensor:
+    """Straight-through gradient of objective·z with respect to the inputs, (batch, n); leak is (batch, 1)."""
     width = torch.isfinite(program.thresholds).sum(-1)
     inside = (y > program.first_value) & (y < program.first_value + width)
-    slope = torch.where(inside, 1.0, LEAK) / program.spacing * program.has_value
+    slope = torch.where(inside, 1.0, leak) / program.spacing * program.has_value
     weight = objective.clone()
     for start, stop in reversed(program.blocks):
         weight[:, start:stop] += (weight @ program.unit_matrix[:, start:stop]) * slope[:, start:stop]
     return weight @ program.input_matrix
 
 
-def signed_gradient(program: Program, x: Tensor, objective: Tensor, steps: int, reach: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Descend on objective·z from every start, with strides that shrink to one level.
+def signed_gradient(
+    program: Program, x: Tensor, objective: Tensor, steps: int, generator: torch.Generator, reach: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Descend on objective·z from every start, with strides that shrink to one level, moving half of the inputs at a time.
 
     Args:
         x: (batch, n) integer inputs inside the box.
         objective: (batch, N).
         steps: number of gradient steps.
+        generator: of the paths' randomness.
         reach: first stride, as a part of each input's width.
 
     Returns:
         the best inputs on each path, (batch, n), and their objectives, (batch,).
     """
     width = program.input_high - program.input_low
+    leak = LEAST_LEAK ** torch.rand(len(x), 1, generator=generator, dtype=torch.float64).to(x.device)
     best_x, best = x, torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
     for step in range(steps + 1):
         z, y = forward(program, x)
@@ -58,7 +62,8 @@ def signed_gradient(program: Program, x: Tensor, objective: Tensor, steps: int, 
         best_x, best = torch.where(better[:, None], x, best_x), torch.where(better, reached, best)
         if step < steps:
             stride = (width * reach * (1 - step / steps)).ceil().clamp(min=1)
-            x = x - stride * gradient(program, z, y, objective).sign()
+            moved = (torch.rand(x.shape, generator=generator) < 0.5).to(x.device)
+            x = x - stride * moved * gradient(program, y, objective, leak).sign()
             x = torch.minimum(torch.maximum(x, program.input_low), program.input_high)
     return best_x, best
 

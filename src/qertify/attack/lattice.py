@@ -1,4 +1,4 @@
-"""Integer local search: exact steepest descent over single-input moves, from the best points of other searches.
+"""Integer local search: exact steepest descent over single-input moves and groups of them, from points of other searches.
 
 Close to the boundary the counterexamples are lattice points that gradients step over. Every single-input change to an
 end of its interval, or by one level, is evaluated exactly; plateaus are crossed by a smooth secondary objective.
@@ -13,6 +13,9 @@ from qertify.bounds.program import Program
 
 SMOOTH = 0.02
 """Weight of the smooth objective against the exact one."""
+
+TOGETHER = (1, 2, 4, 8, 16, 32, 64)
+"""How many of the best moves are tried in one step."""
 
 
 def _smooth_values(program: Program, z: Tensor) -> Tensor:
@@ -35,31 +38,34 @@ def _score(program: Program, base: Tensor, objective: Tensor) -> Tensor:
     return z @ objective + SMOOTH * (smooth_z @ objective)
 
 
-def descend(program: Program, x: Tensor, objective: Tensor, moves: int) -> Tensor:
-    """Improve one point by its best single-input move, again and again.
+def descend(program: Program, x: Tensor, objective: Tensor, rounds: int) -> Tensor:
+    """Improve one point by its best single-input moves, as many of them together as pay, again and again.
 
     Args:
         x: (n,) integers inside the box. objective: (N,), to be minimised as objective·z.
-        moves: most moves.
+        rounds: most rounds; each scores every single-input move.
 
     Returns:
         the points visited, (visited, n), the start first.
     """
     visited = [x]
-    low, high = program.input_low, program.input_high
+    low, high, columns = program.input_low, program.input_high, program.input_matrix.T
     z = program.constant + program.input_matrix @ x
     current = float(_score(program, z[None], objective)[0])
-    for _ in range(moves):
+    for _ in range(rounds):
         shifts = torch.stack([low - x, high - x, (low - x).clamp(min=-1), (high - x).clamp(max=1)])
-        candidates = z + (shifts[:, :, None] * program.input_matrix.T[None]).reshape(-1, len(z))
+        scores = _score(program, (z + shifts[:, :, None] * columns).reshape(-1, len(z)), objective).reshape(len(shifts), -1)
+        least, kind = scores.min(0)
+        order = least.argsort()[: TOGETHER[-1]]
+        together = torch.zeros(len(TOGETHER), len(x), dtype=x.dtype, device=x.device)
+        for row, count in enumerate(TOGETHER):
+            chosen = order[:count]
+            together[row, chosen] = shifts[kind[chosen], chosen]
+        candidates = z + together @ columns
         scores = _score(program, candidates, objective)
         best = int(scores.argmin())
         if float(scores[best]) >= current - 1e-9:
             break
-        current = float(scores[best])
-        kind, index = divmod(best, len(x))
-        x = x.clone()
-        x[index] += shifts[kind, index]
-        z = candidates[best]
+        current, x, z = float(scores[best]), x + together[best], candidates[best]
         visited.append(x)
     return torch.stack(visited)

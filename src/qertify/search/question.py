@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qertify.attack.gradient import signed_gradient
+from qertify.attack.lattice import descend
 from qertify.bounds.program import Program
 from qertify.errors import ReplayError
 from qertify.ilp.engine import IlpEngine
@@ -29,6 +30,9 @@ from qertify.specification.region import IntegerBox
 POLISH_STEPS = 8
 POLISH_REACH = 0.1
 """First stride of a polishing descent, as a part of each input's width."""
+DESCENT_ROUNDS = 25
+DESCENT_PAUSE = 4.0
+"""Time between two local searches, as a multiple of what the last one took."""
 
 
 @dataclass(slots=True)
@@ -76,6 +80,7 @@ class Question:
     decision: Decision
     processes: SolverProcesses
     program: Program | None = None
+    next_descent: float = 0.0
 
     def engine(self) -> IlpEngine:
         """The integer programs of this question."""
@@ -105,9 +110,20 @@ class Question:
         return self.replay_codes(self.box.clip(codes.reshape(-1, *self.network.input_shape)))
 
     def polish(self, candidates: Tensor, objective: Tensor) -> IntegerArray | None:
-        """Replay the ends of short descents from some candidates, (batch, n), on their objectives, (batch, N)."""
+        """Replay the ends of short descents from candidates, (batch, n), on their objectives, (batch, N).
+
+        From time to time the best end is improved by local search, which costs more.
+        """
         assert self.program is not None
-        return self.replay(signed_gradient(self.program, self._inside(candidates), objective, POLISH_STEPS, POLISH_REACH)[0])
+        inside = self._inside(candidates)
+        points, reached = signed_gradient(self.program, inside, objective, POLISH_STEPS, self.generator, POLISH_REACH)
+        found = self.replay(points)
+        start = time.monotonic()
+        if found is None and start >= self.next_descent:
+            best = int((reached / objective.abs().amax(-1).clamp(min=1)).argmin())
+            found = self.replay(descend(self.program, points[best], objective[best], DESCENT_ROUNDS))
+            self.next_descent = time.monotonic() + DESCENT_PAUSE * (time.monotonic() - start)
+        return found
 
     def _inside(self, candidates: Tensor) -> Tensor:
         assert self.program is not None

@@ -22,7 +22,7 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Method
 from qertify.result import Evidence
 from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
-from qertify.search.question import Question
+from qertify.search.question import DESCENT_ROUNDS, Question
 from qertify.specification.cases import Case, CaseSplitter
 
 QUICK = (8, 6)
@@ -35,8 +35,8 @@ LEAF_SECONDS = 20.0
 """Most seconds that the integer solver spends on one leaf."""
 ENUMERATION_LIMIT = 1 << 14
 """Largest number of inputs that are simply enumerated."""
-DESCENTS = 2
-DESCENT_MOVES = 15
+DESCENTS = 3
+"""Cases, and starts in each, that local search improves before the branch and bound."""
 
 Stage = Callable[[Question], None]
 
@@ -85,7 +85,9 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
         domains = root_domains(program, list(question.cases))
         starts = random_starts(program, restarts, question.generator)
         every_start = starts.repeat(len(domains), 1)
-        points, reached = signed_gradient(program, every_start, domains.objective.repeat_interleave(restarts, 0), steps)
+        points, reached = signed_gradient(
+            program, every_start, domains.objective.repeat_interleave(restarts, 0), steps, question.generator
+        )
         found = question.replay(points)
         order = (reached.reshape(len(domains), restarts) - domains.limit[:, None]).argsort(dim=1)
         urgent = (reached.reshape(len(domains), restarts).amin(1) - domains.limit).argsort()
@@ -93,8 +95,9 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
             if found is not None or question.late():
                 break
             for start in order[case, :descents].tolist():
-                visited = descend(program, points[case * restarts + start], domains.objective[case], DESCENT_MOVES)
-                found = found if found is not None else question.replay(visited)
+                if found is None:
+                    visited = descend(program, points[case * restarts + start], domains.objective[case], DESCENT_ROUNDS)
+                    found = question.replay(visited)
         if found is not None:
             question.decision.counterexample, question.decision.method = found, "attack"
         question.say(f"{name}: {'counterexample' if found is not None else 'none found'} ({len(points)} points)")

@@ -96,7 +96,7 @@ def encode(
     Args:
         network, box: where to look for a violation.
         view: the network's output accumulators.
-        levels: the case as its single levels, in order (`CaseSplitter.levels`); empty if none is within reach.
+        levels: the case as its single levels, in order (`Splitter.levels`); empty if none is within reach.
         known: proved ranges of all nodes over the box, shape (1, *node shape).
         bounds: extra bounds on accumulators: only inputs that keep them count.
 

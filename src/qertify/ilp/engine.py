@@ -20,9 +20,9 @@ from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.ranges import Range, ranges
 from qertify.network.tensor import IntegerArray
-from qertify.specification.cases import Case, CaseSplitter, output_view
-from qertify.specification.property import Classification
+from qertify.specification.cases import Case
 from qertify.specification.region import IntegerBox
+from qertify.specification.splitting import Property, Splitter, splitter_of
 
 EXACT_SOLVER = "cp-sat"
 """The integer solver that repairs rounded points."""
@@ -103,8 +103,8 @@ class IlpEngine:
 
     network: Network
     box: IntegerBox
-    property: Classification
-    splitter: CaseSplitter
+    property: Property
+    splitter: Splitter
     known: Mapping[str, Range]
     processes: SolverProcesses
     threads: int = 1
@@ -219,7 +219,7 @@ def _share(deadline: float | None, parts: int) -> float | None:
 def engine_for(
     network: Network,
     box: IntegerBox,
-    property_: Classification,
+    property_: Property,
     processes: SolverProcesses,
     known: Mapping[str, Range] | None = None,
     threads: int = 1,
@@ -232,19 +232,17 @@ def engine_for(
 
     Raises:
         UnsupportedModelError: output codes that can't be compared.
-        InvalidInputError: the label or target is no class.
+        InvalidInputError: the property does not fit the network's outputs.
     """
     property_.check(network.output_size)
-    view = output_view(network)
     known = ranges(network, box.low[None], box.high[None]) if known is None else known
-    low, high = (bound[0].reshape(-1)[view.element] for bound in known[view.node])
-    return IlpEngine(network, box, property_, CaseSplitter(view, property_, low, high), known, processes, threads, seed)
+    return IlpEngine(network, box, property_, splitter_of(network, property_, known), known, processes, threads, seed)
 
 
 def decide_case(
     network: Network,
     box: IntegerBox,
-    property_: Classification,
+    property_: Property,
     case: Case,
     known: Mapping[str, Range],
     solver: str,
@@ -259,7 +257,7 @@ def decide_case(
 def decide(
     network: Network,
     box: IntegerBox,
-    property_: Classification,
+    property_: Property,
     solver: str,
     deadline: float | None,
     memory: int | None = None,
@@ -277,7 +275,7 @@ def decide(
 
     Raises:
         UnsupportedModelError: output codes that can't be compared, or numbers too large for integer programs.
-        InvalidInputError: the label or target is no class.
+        InvalidInputError: the property does not fit the network's outputs.
         SolverError: an unknown solver, or its process can't be started.
     """
     with SolverProcesses(memory) as processes:

@@ -23,7 +23,8 @@ from qertify.bounds.program import Program
 from qertify.bounds.tighten import propagate
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
-from qertify.specification.cases import Case, CaseSplitter
+from qertify.specification.cases import Case
+from qertify.specification.splitting import Splitter
 
 BATCH = 96
 CANDIDATES = 48
@@ -178,7 +179,7 @@ class BranchAndBound:
     def __init__(
         self,
         program: Program,
-        splitter: CaseSplitter,
+        splitter: Splitter,
         cases: tuple[Case, ...],
         replay: Replay,
         leaf: Leaf,

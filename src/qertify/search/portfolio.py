@@ -17,9 +17,8 @@ from qertify.options import Method, Options
 from qertify.result import Reason
 from qertify.search import stages
 from qertify.search.question import Decision, Question
-from qertify.specification.cases import CaseSplitter, output_view
-from qertify.specification.property import Classification
 from qertify.specification.region import IntegerBox
+from qertify.specification.splitting import Property, splitter_of
 
 _STAGES: dict[Method, tuple[stages.Stage, ...]] = {
     Method.AUTO: (
@@ -53,7 +52,7 @@ def _threads() -> Generator[None]:
 def decide(
     network: Network,
     box: IntegerBox,
-    property_: Classification,
+    property_: Property,
     options: Options,
     say: Callable[[str], None] = lambda _: None,
     deadline: float | None = None,
@@ -68,7 +67,7 @@ def decide(
 
     Raises:
         UnsupportedModelError: the chosen method does not cover the network.
-        InvalidInputError: the label or target is no class.
+        InvalidInputError: the property does not fit the network's outputs.
     """
     property_.check(network.output_size)
     decision = Decision()
@@ -77,10 +76,8 @@ def decide(
         decision.explanation.append(line)
         say(line)
 
-    view = output_view(network)
     known = ranges(network, box.low[None], box.high[None])
-    low, high = (bound[0].reshape(-1)[view.element] for bound in known[view.node])
-    splitter = CaseSplitter(view, property_, low, high)
+    splitter = splitter_of(network, property_, known)
     generator = torch.Generator().manual_seed(options.seed)
     with SolverProcesses(options.memory) as processes, _threads():
         question = Question(
@@ -90,7 +87,6 @@ def decide(
             options,
             deadline,
             explain,
-            view,
             known,
             splitter,
             splitter.cases(),

@@ -23,14 +23,14 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Options
 from qertify.result import Evidence, Reason
 from qertify.search.branch_and_bound import SearchTree
-from qertify.specification.cases import Case, CaseSplitter, OutputView
-from qertify.specification.property import Classification
+from qertify.specification.cases import Case
 from qertify.specification.region import IntegerBox
+from qertify.specification.splitting import Property, Splitter
 
 POLISH_STEPS = 8
 POLISH_REACH = 0.1
 """First stride of a polishing descent, as a part of each input's width."""
-DESCENT_ROUNDS = 25
+DESCENT_ROUNDS = 100
 DESCENT_PAUSE = 4.0
 """Time between two local searches, as a multiple of what the last one took."""
 
@@ -68,13 +68,12 @@ class Question:
 
     network: Network
     box: IntegerBox
-    property: Classification
+    property: Property
     options: Options
     deadline: float | None
     say: Callable[[str], None]
-    view: OutputView
     known: dict[str, Range]
-    splitter: CaseSplitter
+    splitter: Splitter
     cases: tuple[Case, ...]
     generator: torch.Generator
     decision: Decision
@@ -90,13 +89,12 @@ class Question:
 
     def replay_codes(self, candidates: IntegerArray) -> IntegerArray | None:
         """The first candidate, (batch, *input shape), that violates the property in exact integers."""
-        violated = self.property.violated(evaluate(self.network, candidates))
+        outputs = evaluate(self.network, candidates)
+        violated = self.property.violated(outputs)
         if not violated.any():
             return None
-        found = candidates[violated]
-        if self.property.target is not None:  # prefer one on which the target wins outright
-            wins = self.property.ties.predicted(evaluate(self.network, found)) == self.property.target
-            found = found[wins] if wins.any() else found
+        convincing = violated & self.property.convincing(outputs)
+        found = candidates[convincing if convincing.any() else violated]
         if not self.box.contains(found[:1])[0]:
             raise ReplayError("a counterexample leaves the input region; please report this defect")
         return found[0]

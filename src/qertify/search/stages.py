@@ -22,8 +22,8 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Method
 from qertify.result import Evidence
 from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
-from qertify.search.question import DESCENT_ROUNDS, Question
-from qertify.specification.cases import Case, CaseSplitter
+from qertify.search.question import Question
+from qertify.specification.cases import Case
 
 QUICK = (8, 6)
 """Restarts and gradient steps of the first attack."""
@@ -35,8 +35,10 @@ LEAF_SECONDS = 20.0
 """Most seconds that the integer solver spends on one leaf."""
 ENUMERATION_LIMIT = 1 << 14
 """Largest number of inputs that are simply enumerated."""
-DESCENTS = 3
-"""Cases, and starts in each, that local search improves before the branch and bound."""
+DESCENTS = 5
+"""Cases whose best point local search improves before the branch and bound."""
+SHORT_ROUNDS = 25
+"""Rounds of each of these local searches; the search continues with longer ones."""
 
 Stage = Callable[[Question], None]
 
@@ -59,14 +61,13 @@ def interval(question: Question) -> None:
 
 def _compile(question: Question) -> bool:
     """Make the program of the open cases; False if the network is outside the bound engine."""
-    classes = {case.label for case in question.cases} | {case.competitor for case in question.cases}
     try:
         question.program = compile_program(
             question.network,
             question.box,
             question.known,
-            question.view,
-            tuple(sorted(label for label in classes if label is not None)),
+            question.splitter.view,
+            tuple(sorted(frozenset[int]().union(*(case.indices for case in question.cases)))),
         ).to(question.options.device)
     except UnsupportedModelError as error:
         if question.options.method is not Method.AUTO:
@@ -82,22 +83,18 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
             return
         program = question.program
         assert program is not None
-        domains = root_domains(program, list(question.cases))
+        domains = root_domains(program, [part for case in question.cases for part in question.splitter.objectives(case)])
         starts = random_starts(program, restarts, question.generator)
         every_start = starts.repeat(len(domains), 1)
         points, reached = signed_gradient(
             program, every_start, domains.objective.repeat_interleave(restarts, 0), steps, question.generator
         )
         found = question.replay(points)
-        order = (reached.reshape(len(domains), restarts) - domains.limit[:, None]).argsort(dim=1)
-        urgent = (reached.reshape(len(domains), restarts).amin(1) - domains.limit).argsort()
-        for case in urgent[:descents].tolist():
-            if found is not None or question.late():
-                break
-            for start in order[case, :descents].tolist():
-                if found is None:
-                    visited = descend(program, points[case * restarts + start], domains.objective[case], DESCENT_ROUNDS)
-                    found = question.replay(visited)
+        gap, best = (reached.reshape(len(domains), restarts) - domains.limit[:, None]).min(1)
+        for case in gap.argsort()[:descents].tolist():
+            if found is None and not question.late():
+                start = points[case * restarts + int(best[case])]
+                found = question.replay(descend(program, start, domains.objective[case], SHORT_ROUNDS))
         if found is not None:
             question.decision.counterexample, question.decision.method = found, "attack"
         question.say(f"{name}: {'counterexample' if found is not None else 'none found'} ({len(points)} points)")
@@ -117,18 +114,29 @@ def dual(question: Question) -> None:
         low, high = question.splitter.low.copy(), question.splitter.high.copy()
         for label, unit in outputs.items():
             low[label], high[label] = int(program.low[unit]), int(program.high[unit])
-        question.splitter = CaseSplitter(question.view, question.property, low, high)
+        question.splitter = question.splitter.narrowed(low, high)
         question.cases = question.splitter.cases()
     if question.cases:
-        domains = root_domains(program, list(question.cases))
+        variants = [question.splitter.objectives(case) for case in question.cases]
+        domains = root_domains(program, [variant for several in variants for variant in several])
         feasible = (domains.low <= domains.high).all(-1)
         relaxation = InteriorPoint(program).relax(domains)
         proof = prove(program, domains, relaxation.multipliers)
         closed = (proof.margin >= 0) | ~feasible
-        worst = int(proof.margin.argmin())
-        if not bool(closed.all()):
-            question.decision.margin, question.decision.nearest = _margin(proof.margin[worst]), question.cases[worst].competitor
-        question.cases = tuple(case for case, shut in zip(question.cases, closed.tolist(), strict=True) if not shut)
+        left: list[Case] = []
+        margins: list[Tensor] = []
+        first = 0
+        shortfall = proof.margin / (domains.objective.abs() * (program.high - program.low)).sum(-1).clamp(min=1)
+        for several in variants:
+            mine = slice(first, first := first + len(several))
+            if not bool(closed[mine].any()):
+                best = int(shortfall[mine].argmax())
+                left.append(several[best])
+                margins.append(proof.margin[mine][best])
+        if left:
+            worst = int(torch.stack(margins).argmin())
+            question.decision.margin, question.decision.nearest = _margin(margins[worst]), left[worst].competitor
+        question.cases = tuple(left)
         if question.cases and question.options.method is not Method.BOUNDS:
             found = question.polish(relaxation.inputs, domains.objective)
             if found is not None:

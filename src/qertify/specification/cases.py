@@ -68,12 +68,14 @@ def output_view(network: Network) -> OutputView:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One part of the violation: levels ``first`` … ``last`` of one competitor.
+    """One part of the violation: levels ``first`` … ``last`` of one competitor, or one disjunct of linear constraints.
 
     Every violation of these levels has Σ coefficient·z ≤ limit over ``weights``, z_i ≤ bound over ``upper`` and
-    z_i ≥ bound over ``lower``; for a single level the three together are the violation itself. Indices are classes.
+    z_i ≥ bound over ``lower``; for a single level the three together are the violation itself. Indices are classes, or rows of
+    linear constraints.
 
     Attributes:
+        label: the class that must win, or the number of the disjunct.
         competitor: the class that beats the label, or None for "the label sinks to the lowest level", where every
             competitor that wins ties beats it.
     """
@@ -92,6 +94,11 @@ class Case:
         """Whether the case is one level, hence exact."""
         return self.first == self.last
 
+    @property
+    def indices(self) -> frozenset[int]:
+        """The accumulators that the case speaks of."""
+        return frozenset(index for part in (self.weights, self.upper, self.lower) for index, _ in part)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaseSplitter:
@@ -107,6 +114,14 @@ class CaseSplitter:
     property: Classification
     low: IntegerArray
     high: IntegerArray
+
+    def narrowed(self, low: IntegerArray, high: IntegerArray) -> CaseSplitter:
+        """The same with tighter ranges of the output accumulators."""
+        return replace(self, low=low, high=high)
+
+    def objectives(self, case: Case) -> tuple[Case, ...]:
+        """A case's own inequality is the one worth bounding."""
+        return (case,)
 
     def cases(self) -> tuple[Case, ...]:
         """Cases that together cover every violation; empty if none is possible."""

@@ -62,6 +62,12 @@ class Classification:
         """The classes that must not win."""
         return (self.target,) if self.target is not None else tuple(j for j in range(classes) if j != self.label)
 
+    def convincing(self, outputs: IntegerArray) -> np.ndarray:
+        """Whether the target, if there is one, wins outright, shape (batch, classes) → bool (batch,)."""
+        if self.target is None:
+            return np.ones(len(outputs), dtype=bool)
+        return self.ties.predicted(outputs) == self.target
+
     def violated(self, outputs: IntegerArray) -> np.ndarray:
         """Whether some competitor beats the label, shape (batch, classes) → bool (batch,). The definition."""
         own = outputs[:, self.label]

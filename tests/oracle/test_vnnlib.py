@@ -1,0 +1,131 @@
+"""Disjunctions of linear constraints: every engine against exhaustive enumeration in rational arithmetic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from qertify.network.evaluate import evaluate
+from qertify.network.network import Network
+from qertify.network.ranges import ranges
+from qertify.network.tensor import QuantizationParameters
+from qertify.options import Method, Options
+from qertify.result import Evidence, Reason
+from qertify.search import stages
+from qertify.search.portfolio import decide
+from qertify.specification.linear import Constraint, Disjunction, holds, lower, output_values, with_rows
+from qertify.specification.region import IntegerBox
+from tests.oracle.random_graphs import random_graph
+from tests.oracle.random_networks import random_network
+
+COUNT = 400
+SCALES = (1.0, 0.5, 0.1, float(np.float32(0.0123)), 3.0)
+
+
+def random_box(generator: np.random.Generator, network: Network) -> IntegerBox:
+    ends = generator.integers(network.input.low, network.input.high + 1, size=(2, *network.input_shape))
+    return IntegerBox(ends.min(axis=0), ends.max(axis=0))
+
+
+def random_violation(generator: np.random.Generator, network: Network, box: IntegerBox) -> Disjunction:
+    """Constraints through the outputs of a random input, moved a little: near the boundary more often than not."""
+    samples = evaluate(network, generator.integers(box.low, box.high + 1, size=(60, *network.input_shape)))
+    scale = Fraction(float(network.output_quantization.scale[0]))
+    disjuncts: list[tuple[Constraint, ...]] = []
+    for _ in range(int(generator.integers(1, 4))):
+        constraints: list[Constraint] = []
+        for _ in range(int(generator.integers(1, 5))):
+            chosen = generator.permutation(network.output_size)[: int(generator.integers(1, 4))]
+            factors = {
+                int(i): Fraction(int(generator.choice([-2, -1, 1, 1, 3])), int(generator.integers(1, 4))) for i in chosen
+            }
+            reached = [sum(f * output_values(network, row)[i] for i, f in factors.items()) for row in samples]
+            moved = sorted(reached)[int(generator.integers(3))] - scale * Fraction(int(generator.integers(-1, 2)), 2)
+            constraints.append(Constraint(tuple(sorted(factors.items())), Fraction(moved), bool(generator.random() < 0.5)))
+        disjuncts.append(tuple(constraints))
+    return tuple(disjuncts)
+
+
+def questions(seed: int, count: int, make=random_network):
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        meaning = QuantizationParameters.of(SCALES[int(generator.integers(len(SCALES)))], int(generator.integers(-3, 4)))
+        network = replace(make(generator), output_quantization=meaning)
+        box = random_box(generator, network)
+        if box.size <= 4096:
+            yield network, box, random_violation(generator, network, box)
+
+
+def truth(network: Network, box: IntegerBox, violation: Disjunction) -> bool:
+    """By enumeration of the inputs, from the definition."""
+    codes = np.unique(evaluate(network, box.points()), axis=0)
+    return any(holds(violation, output_values(network, row)) for row in codes)
+
+
+@pytest.mark.parametrize("method", [Method.AUTO, Method.BAB, Method.ATTACK, Method.BOUNDS])
+def test_engines_agree_with_enumeration(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "ENUMERATION_LIMIT", 0)
+    seen: Counter[str] = Counter()
+    for number, (network, box, violation) in enumerate(questions(list(Method).index(method), COUNT)):
+        check(network, box, violation, Options(method=method, seed=number), seen)
+    print(method, dict(seen))
+    assert seen["sat" if method is not Method.BOUNDS else "unsat"] > COUNT // 10
+    assert seen["unsat" if method is not Method.ATTACK else "sat"] > COUNT // 10
+    if method in (Method.AUTO, Method.BAB):
+        assert seen["open"] == 0
+
+
+@pytest.mark.parametrize("solver", ["highs", "cp-sat"])
+def test_integer_programs_agree_with_enumeration(solver: str) -> None:
+    seen: Counter[str] = Counter()
+    for number, (network, box, violation) in enumerate(questions(40, 60)):
+        check(network, box, violation, Options(method=Method.ILP, solver=solver, seed=number), seen)
+    print(solver, dict(seen))
+    assert seen["sat"] > 5
+    assert seen["unsat" if solver == "cp-sat" else "claim"] > 5
+    assert seen["open"] == 0
+
+
+def test_graphs_of_every_node_kind_agree_with_enumeration() -> None:
+    seen: Counter[str] = Counter()
+    for number, (network, box, violation) in enumerate(questions(50, 250, random_graph)):
+        check(network, box, violation, Options(method=Method.BAB, seed=number, timeout=1), seen)
+    print(dict(seen))
+    assert seen["sat"] > 15
+    assert seen["unsat"] > 15
+
+
+def check(network: Network, box: IntegerBox, violation: Disjunction, options: Options, seen: Counter[str]) -> None:
+    """Decide one question as the query does, and compare."""
+    known = ranges(network, box.low[None], box.high[None])[network.output.name]
+    lowered = lower(network, violation, known)
+    expected = truth(network, box, violation)
+    if lowered.always or not lowered.property.boxes:
+        assert expected == lowered.always
+        seen["trivial"] += 1
+        return
+    extended = with_rows(network, lowered.rows)
+    points = box.points()
+    rows = evaluate(extended, points)
+    codes = evaluate(network, points)
+    for row in range(0, len(points), max(1, len(points) // 16)):
+        assert bool(lowered.property.violated(rows[row : row + 1])[0]) == holds(violation, output_values(network, codes[row]))
+    decision = decide(extended, box, lowered.property, options, deadline=None)
+    if decision.counterexample is not None:
+        found = decision.counterexample.reshape(1, *network.input_shape)
+        assert box.contains(found)[0]
+        assert holds(violation, output_values(network, evaluate(network, found)[0]))
+        seen["sat"] += 1
+    elif decision.evidence is Evidence.SOLVER_CLAIM:
+        assert not expected
+        seen["claim"] += 1
+    elif decision.evidence is not None:
+        assert not expected, decision.evidence
+        seen["unsat"] += 1
+    else:
+        assert decision.reason in (Reason.UNSUPPORTED, Reason.TIMEOUT)
+        seen["open"] += 1

@@ -1,0 +1,93 @@
+"""``qertify radius``: the largest radius at which an input keeps its class."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import typer
+
+from qertify.cli.common import (
+    INPUT_HELP,
+    BitsOption,
+    InputBitsOption,
+    InputShapeOption,
+    JsonOption,
+    ModelArgument,
+    RuntimeOption,
+    TrustCodeOption,
+    VerboseOption,
+    WeightsOption,
+    engine_options,
+    import_options,
+    say,
+    status_line,
+    within,
+)
+from qertify.cli.render import render_radius
+from qertify.cli.supervisor import Channel
+from qertify.options import Method
+from qertify.runtimes.saturation import CpuClass
+from qertify.specification.property import Ties
+from qertify.specification.units import Unit
+
+
+def radius_command(
+    context: typer.Context,
+    model: ModelArgument,
+    input_: Annotated[str, typer.Option("--input", "-i", metavar="X", help=INPUT_HELP, show_default=False)],
+    max_radius: Annotated[int | None, typer.Option(metavar="R", help="Look no further, in levels of the input.", min=0)] = None,
+    label: Annotated[int | None, typer.Option(metavar="K", help="The true class; the predicted one if not given.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="FILE", help="Take the label from here, at the input's row.")] = None,
+    target: Annotated[int | None, typer.Option(metavar="J", help="Only ask whether class J can overtake the label.")] = None,
+    ties: Annotated[Ties, typer.Option(help="Who wins a tie.")] = Ties.FIRST,
+    bits: BitsOption = None,
+    input_bits: InputBitsOption = None,
+    weights: WeightsOption = None,
+    input_shape: InputShapeOption = None,
+    runtime: RuntimeOption = None,
+    trust_code: TrustCodeOption = False,
+    method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
+    solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
+    device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
+    cpu_class: Annotated[
+        CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Find the largest radius (input levels) at which X keeps its class. Exit status: 0 exact, 1 misclassified, 3 interval."""
+    channel: Channel = context.obj
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class)
+    channel.limit(options.timeout, options.memory)
+
+    from qertify.cli.question import LabelFlags, RegionFlags, ask
+    from qertify.queries.radius import RadiusResult, maximum_radius
+
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code)
+    nothing = RegionFlags("0", Unit.LEVELS, None, None, None)
+    point = ask(model, flags, input_, nothing, LabelFlags(label, labels, target, ties), echo=False).query
+    options = within(options, channel.limit(options.timeout, options.memory))
+
+    def keep(known: RadiusResult) -> None:
+        channel.draft(known.to_json(), as_json)
+
+    with nullcontext(say) if verbose else status_line("searching …") as show:
+        result = maximum_radius(
+            point.network,
+            point.centre,
+            label=point.property.label,
+            target=target,
+            ties=ties,
+            max_radius=max_radius,
+            options=options,
+            progress=show,
+            improved=keep,
+        )
+    answer: dict[str, Any] = result.to_json()
+    status = 0 if result.exact else 3 if result.verified_radius is not None or result.reason is not None else 1
+    return channel.finish(render_radius(answer, as_json, sys.stdout.isatty()), status)

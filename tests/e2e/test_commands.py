@@ -229,3 +229,19 @@ def test_demo(call: Callable[..., Outcome], folder: Path) -> None:
                for item in json.loads((folder / "shown" / "results.json").read_text())]  # fmt: skip
     assert len(results) == 12
     assert {result.verdict for result in results} >= {Verdict.ROBUST, Verdict.NON_ROBUST}
+
+
+def test_radius(call: Callable[..., Outcome]) -> None:
+    flags = ["m.h5", *model_flags(), "--input", "x.npy[2]"]
+    exact = call("radius", *flags, "--json")
+    assert exact.status == 0
+    answer = exact.json
+    assert answer["exact"]
+    assert answer["refuted_radius"] == answer["verified_radius"] + 1 == answer["counterexample"]["distance"]
+    for radius, status in ((answer["verified_radius"], 0), (answer["refuted_radius"], 1)):
+        assert call("verify", *flags, "--radius", str(radius)).status == status
+    wrong = call("radius", *flags, "--label", "1")
+    assert (wrong.status, wrong.out.split(":")[0]) == (1, "MISCLASSIFIED")
+    open_ = call("radius", *flags, "--method", "attack")
+    assert (open_.status, open_.out.split(":")[0]) == (3, "RADIUS AT LEAST 0")
+    assert call("radius", *flags, "--max-radius", "-1").status == 2

@@ -10,6 +10,7 @@ from qertify._version import __version__
 from qertify.cli.demo import demo
 from qertify.cli.evaluate import evaluate_command
 from qertify.cli.info import info
+from qertify.cli.radius import radius_command
 from qertify.cli.verify import verify_command
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("verify")(verify_command)
+app.command("radius")(radius_command)
 app.command("eval")(evaluate_command)
 app.command("info")(info)
 app.command("demo")(demo)

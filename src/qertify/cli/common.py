@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +17,8 @@ import typer
 
 from qertify.errors import InvalidInputError
 from qertify.importers.registry import ImportOptions
+from qertify.options import Method, Options
+from qertify.runtimes.saturation import CpuClass
 
 
 class Weights(str, Enum):
@@ -79,6 +83,47 @@ def import_options(
         runtime=runtime,
         trust_code=trust_code or None,
     )
+
+
+def engine_options(
+    method: Method,
+    solver: str,
+    timeout: float | None,
+    memory: float | None,
+    seed: int,
+    device: str,
+    cpu_class: CpuClass | None,
+    accept_solver_claims: bool = False,
+) -> Options:
+    """The engine flags as one value; memory in gigabytes.
+
+    Raises:
+        InvalidInputError: an unknown solver or device, a limit that is not positive and finite, or no CUDA device.
+    """
+    for what, limit in (("timeout", timeout), ("memory limit", memory)):
+        if limit is not None and not (math.isfinite(limit) and limit > 0):
+            raise InvalidInputError(f"{what} {limit} must be a positive number")
+    options = Options(
+        method=method,
+        solver=solver,
+        timeout=timeout,
+        memory=None if memory is None else int(memory * 1e9),
+        seed=seed,
+        device=device,
+        accept_solver_claims=accept_solver_claims,
+        cpu_class=None if cpu_class is None else cpu_class.value,
+    )
+    if options.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InvalidInputError("device 'cuda' is not available on this machine")
+    return options
+
+
+def within(options: Options, left: float | None) -> Options:
+    """The options with what is left of the time, less a little, so that the engines end in time to say how far they got."""
+    return options if left is None else replace(options, timeout=max(0.85 * left - 0.1, 1e-3))
 
 
 def check_writable(path: Path | None, suffix: str, flag: str) -> None:

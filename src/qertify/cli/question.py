@@ -84,8 +84,10 @@ class Question:
         return replace(result, counterexample=replace(found, replayed_on=replay.runtime))
 
 
-def ask(model: Path, options: ImportOptions, input_: str, region: RegionFlags, labels: LabelFlags) -> Question:
-    """The query; says on stderr how input and region were understood.
+def ask(
+    model: Path, options: ImportOptions, input_: str, region: RegionFlags, labels: LabelFlags, echo: bool = True
+) -> Question:
+    """The query; says on stderr how input and (with ``echo``) region were understood.
 
     Raises:
         QertifyError: whatever is wrong with the flags, the model, the input, the region, the label or the target.
@@ -106,7 +108,8 @@ def ask(model: Path, options: ImportOptions, input_: str, region: RegionFlags, l
         question = _real_question(model, point, rows.real[0], radius, unit, region)
     else:
         question = Question(model, _level_query(point, radius, unit, region))
-    _echo(question.query)
+    if echo:
+        _echo(question.query)
     return question
 
 

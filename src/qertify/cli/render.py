@@ -25,6 +25,32 @@ REASONS = {
 _COLOURS = {"robust": "32", "non_robust": "31", "misclassified": "31", "unknown": "33"}
 
 
+def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
+    """As `render_answer`, for `RadiusResult.to_json`."""
+    if as_json:
+        return json.dumps(answer, allow_nan=False) + "\n"
+    verified, refuted, found = answer["verified_radius"], answer["refuted_radius"], answer["counterexample"]
+    if verified is None:
+        kind = "unknown" if answer["reason"] else "misclassified"
+        why = REASONS[answer["reason"]] if answer["reason"] else f"predicted as {answer['predicted']}, label {answer['label']}"
+        head, tail = ("UNKNOWN" if answer["reason"] else "MISCLASSIFIED"), why
+    elif answer["exact"]:
+        kind, head = "robust", f"RADIUS {verified}"
+        tail = f"class {answer['label']} wins at every input within {amount(str(verified), 'levels')}" + (
+            ", as far as was asked" if refuted is None else f", and loses within {refuted}"
+        )
+    else:
+        above = "no larger one is refuted" if refuted is None else f"refuted at {refuted}"
+        kind, head, tail = "unknown", f"RADIUS AT LEAST {verified}", f"{above}; {REASONS[answer['reason'] or 'unsupported']}"
+    if colour:
+        head = f"\x1b[1;{_COLOURS[kind]}m{head}\x1b[0m"
+    lines = [f"{head}: {tail}"]
+    if found:
+        lines.append(f"  predicted   {found['predicted']} instead of {answer['label']} at distance {found['distance']}")
+    lines.append(f"  effort      {answer['questions']} questions, {answer['nodes']} domains, {answer['seconds']:.2f} s")
+    return "\n".join(lines) + "\n"
+
+
 def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     """The text for stdout.
 
@@ -33,6 +59,8 @@ def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
         as_json: one JSON object instead of readable lines.
         colour: whether stdout is a terminal.
     """
+    if "verified_radius" in answer:
+        return render_radius(answer, as_json, colour)
     if as_json:
         return json.dumps(answer, allow_nan=False) + "\n"
     verdict = answer["verdict"]
@@ -49,7 +77,9 @@ def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
         lines.append(f"  predicted   {found['predicted']} instead of {answer['label']}")
         lines.append(f"  change      at most {found['distance']} level(s) an input")
         lines.append(f"  outputs     {_numbers(found['outputs'])}")
-        lines.append(f"  replayed    {found['replayed_on']} evaluator")
+        lines.append(
+            f"  replayed    on {'the reference evaluator' if found['replayed_on'] == 'reference' else found['replayed_on']}"
+        )
     nodes = f", {answer['nodes']} domains" if answer["nodes"] else ""
     solver = f" with {answer['solver']}" if answer["solver"] else ""
     lines.append(f"  effort      {answer['method']}{solver}{nodes}, {answer['seconds']:.2f} s")

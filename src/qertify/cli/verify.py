@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,13 +22,14 @@ from qertify.cli.common import (
     VerboseOption,
     WeightsOption,
     check_writable,
+    engine_options,
     import_options,
     say,
     status_line,
+    within,
 )
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
-from qertify.errors import InvalidInputError
 from qertify.options import Method, Options
 from qertify.result import Reason, Result, Verdict
 from qertify.runtimes.saturation import CpuClass
@@ -85,16 +85,7 @@ def verify_command(
 ) -> int:
     """Decide whether every input near X keeps its class. Exit status: 0 robust, 1 not, 2 unusable input, 3 unknown."""
     channel: Channel = context.obj
-    options = Options(
-        method=method,
-        solver=solver,
-        timeout=_finite(timeout, "timeout", "seconds"),
-        memory=None if memory is None else int(_finite(memory, "memory limit", "gigabytes") * 1e9),
-        seed=seed,
-        device=device,
-        accept_solver_claims=accept_solver_claims,
-        cpu_class=None if cpu_class is None else cpu_class.value,
-    )
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims)
     check_writable(save_counterexample, ".npy", "--save-counterexample")
     channel.limit(options.timeout, options.memory)
     stopped = Result(
@@ -137,21 +128,10 @@ def verify_command(
     return channel.finish(render_answer(answer, as_json, sys.stdout.isatty()), EXIT_STATUS[result.verdict])
 
 
-def _finite(value: Any, what: str, unit: str) -> Any:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise InvalidInputError(f"{what} {value} must be a positive number of {unit}")
-    return value
-
-
 def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose: bool) -> Result:
     """Run the engines on what is left of the time."""
     from qertify.queries.robustness import verify
 
-    if options.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise InvalidInputError("device 'cuda' is not available on this machine")
     left = channel.limit(options.timeout, options.memory)
     with nullcontext(say) if verbose else status_line("deciding …") as show:
 
@@ -159,8 +139,7 @@ def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose:
             channel.progress(line)
             show(line)
 
-        # a little less for the engines, so that they end in time to say how far they got
-        return verify(query, options if left is None else replace(options, timeout=max(0.85 * left - 0.1, 1e-3)), progress)
+        return verify(query, within(options, left), progress)
 
 
 def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:

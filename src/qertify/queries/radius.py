@@ -85,10 +85,10 @@ class _Search:
         self.ask, self.options, self.largest = ask, options, largest
         self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self.verified, self.refuted = 0, largest + 1
-        self.last: Result | None = None
         self.found: Counterexample | None = None
         self.reason: Reason | None = None
         self.nodes = self.questions = 0
+        self.improved: Callable[[], None] = lambda: None
 
     def left(self) -> float | None:
         return None if self.deadline is None else self.deadline - time.monotonic()
@@ -99,11 +99,12 @@ class _Search:
         limits = [limit for limit in (seconds, left) if limit is not None]
         timeout = max(min(limits), 1e-3) if limits else None
         result = self.ask(radius, replace(self.options, method=method, timeout=timeout))
-        self.last, self.nodes, self.questions = result, self.nodes + result.nodes, self.questions + 1
+        self.nodes, self.questions = self.nodes + result.nodes, self.questions + 1
         if result.verdict is Verdict.ROBUST:
             self.verified = max(self.verified, radius)
         elif result.counterexample is not None and result.counterexample.distance < self.refuted:
             self.refuted, self.found = result.counterexample.distance, result.counterexample
+        self.improved()
         return result
 
     def gallop(self) -> None:
@@ -151,6 +152,7 @@ def maximum_radius(
     max_radius: int | None = None,
     options: Options | None = None,
     progress: Callable[[str], None] | None = None,
+    improved: Callable[[RadiusResult], None] | None = None,
 ) -> RadiusResult:
     """The largest radius, in levels of the quantized input, at which the label wins everywhere.
 
@@ -159,6 +161,7 @@ def maximum_radius(
         max_radius: look no further; None for the whole valid range.
         options: engines and limits; ``timeout`` is for the whole search, which then ends with an interval.
         progress: gets one line a stage.
+        improved: gets the interval known so far after every question.
 
     Returns:
         verified and refuted radius; together they are the exact answer or an interval around it.
@@ -179,25 +182,31 @@ def maximum_radius(
         raise InvalidInputError(f"the maximum radius {max_radius} is negative")
     search = _Search(ask, options, whole if max_radius is None else min(whole, max_radius))
     first = search.decide(0, Method.BOUNDS, None)
-    if first.verdict is Verdict.ROBUST:
+    robust = first.verdict is Verdict.ROBUST
+
+    def answer() -> RadiusResult:
+        return RadiusResult(
+            model_digest=network.digest,
+            runtime_profile=network.runtime_profile,
+            label=first.label,
+            predicted=-1 if first.predicted is None else first.predicted,
+            verified_radius=search.verified if robust else None,
+            refuted_radius=None if search.found is None else search.refuted,
+            exact=robust and search.refuted - search.verified == 1,
+            seconds=time.monotonic() - start,
+            method=options.method.value,
+            reason=search.reason if robust else first.reason,
+            target=target,
+            ties=ties.value,
+            max_radius=max_radius,
+            nodes=search.nodes,
+            questions=search.questions,
+            counterexample=search.found,
+        )
+
+    if robust:
+        search.improved = lambda: improved(answer()) if improved is not None else None
         search.gallop()
         search.attack_downwards()
         search.close()
-    return RadiusResult(
-        model_digest=network.digest,
-        runtime_profile=network.runtime_profile,
-        label=first.label,
-        predicted=-1 if first.predicted is None else first.predicted,
-        verified_radius=search.verified if first.verdict is Verdict.ROBUST else None,
-        refuted_radius=search.refuted if search.found is not None else None,
-        exact=first.verdict is Verdict.ROBUST and search.refuted - search.verified == 1,
-        seconds=time.monotonic() - start,
-        method=options.method.value,
-        reason=first.reason if first.verdict is Verdict.UNKNOWN else search.reason,
-        target=target,
-        ties=ties.value,
-        max_radius=max_radius,
-        nodes=search.nodes,
-        questions=search.questions,
-        counterexample=search.found,
-    )
+    return answer()

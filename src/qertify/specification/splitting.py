@@ -18,7 +18,7 @@ from qertify.specification.property import Classification
 class Property(Protocol):
     """What must hold of the output codes."""
 
-    def check(self, outputs: int) -> None:
+    def check(self, outputs: int, /) -> None:
         """Raises InvalidInputError if the property does not fit a network of so many outputs."""
         ...
 

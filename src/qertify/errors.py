@@ -60,3 +60,11 @@ class SolverError(QertifyError):
 
 class ReplayError(QertifyError):
     """A counterexample that the reference evaluator does not confirm. Always a defect of qertify."""
+
+
+class StoreError(QertifyError):
+    """A results file that can't be read or written: damaged, of another kind or campaign, in use, or on a full disk."""
+
+
+class WorkerError(QertifyError):
+    """Worker processes that can't be started, or that die before they do any work."""

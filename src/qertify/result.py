@@ -50,6 +50,27 @@ class Evidence(str, Enum):
     """An input on which the property fails in exact integers."""
 
 
+EVIDENCE = {
+    "exact_bounds": "integer bounds, no search needed",
+    "exact_search": "a search tree whose every leaf is closed by integer bounds",
+    "exact_solver": "a search in which an integer solver closed what was left",
+    "solver_claim": "a floating-point solver's claim, accepted on request; not a proof",
+    "replayed_counterexample": "a counterexample, replayed in exact integers",
+}
+"""Evidence as one says it."""
+REASONS = {
+    "timeout": "the time limit was reached",
+    "memory": "the memory limit was reached",
+    "solver_claim": "only a floating-point solver claims robustness, which is no proof",
+    "enclosure": "the runtime's arithmetic is only known within bounds, which are too wide here",
+    "arithmetic": "overflow of the accumulators is not excluded",
+    "unsupported": "the chosen method can't decide this question",
+    "interrupted": "interrupted",
+    "worker_lost": "a worker process was lost",
+}
+"""Reasons as one says them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Counterexample:
     """An input that violates the property, replayed.

@@ -7,11 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from qertify._version import __version__
+from qertify.cli.campaign import CampaignCommand, campaign_command
+from qertify.cli.compare import compare_command
 from qertify.cli.demo import demo
 from qertify.cli.evaluate import evaluate_command
+from qertify.cli.export import export_command
 from qertify.cli.info import info
 from qertify.cli.radius import radius_command
+from qertify.cli.report import report_command
 from qertify.cli.verify import verify_command
+from qertify.cli.vnnlib import vnnlib_command
 
 app = typer.Typer(
     help="Proofs and counterexamples for quantized neural networks, in exact integer arithmetic.",
@@ -21,8 +26,13 @@ app = typer.Typer(
 )
 app.command("verify")(verify_command)
 app.command("radius")(radius_command)
+app.command("vnnlib")(vnnlib_command)
 app.command("eval")(evaluate_command)
 app.command("info")(info)
+app.command("campaign", cls=CampaignCommand)(campaign_command)
+app.command("compare")(compare_command)
+app.command("export")(export_command)
+app.command("report")(report_command)
 app.command("demo")(demo)
 
 

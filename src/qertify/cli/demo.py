@@ -80,7 +80,7 @@ def _save(out: Path, images: IntegerArray, results: list[list[Result]]) -> int:
     """Write results.json and one picture for each image that can be fooled; returns the number of pictures."""
     import numpy as np
 
-    from qertify.cli.png import encode
+    from qertify.campaign.report.png import encode
 
     answers = [result.to_json() | {"image": number} for number, row in enumerate(results) for result in row]
     (out / "results.json").write_text(json.dumps(answers, indent=1) + "\n")

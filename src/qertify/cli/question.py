@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,9 @@ from qertify.cli.common import say
 from qertify.cli.render import amount
 from qertify.errors import InvalidInputError, ReplayError
 from qertify.importers.registry import ImportOptions, load_model
-from qertify.inputs import read_labels, read_row
+from qertify.inputs import Rows, read_labels, read_row
 from qertify.network.network import Network
+from qertify.queries.radius import RadiusResult
 from qertify.queries.robustness import RobustnessQuery, describe_region, local_robustness
 from qertify.result import Result
 from qertify.runtimes.base import RUNTIMES, runtime_of
@@ -26,6 +27,7 @@ from qertify.specification.units import Unit, parse_rational, radius_in_levels
 
 ExactArray = NDArray[Any]
 """An array of ``Fraction``."""
+Answer = TypeVar("Answer", Result, RadiusResult)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Question:
     query: RobustnessQuery
     real: tuple[ExactArray, ExactArray] | None = None
 
-    def confirm(self, result: Result) -> Result:
+    def confirm(self, result: Answer) -> Answer:
         """Replay a counterexample on the runtime itself, if the network was imported for one.
 
         Raises:
@@ -92,7 +94,7 @@ def ask(
     Raises:
         QertifyError: whatever is wrong with the flags, the model, the input, the region, the label or the target.
     """
-    radius = _radius(region)
+    _radius(region)  # its mistakes need no model
     if labels.label is not None and labels.labels is not None:
         raise InvalidInputError("give --label or --labels, not both")
     network = load_model(model, options)
@@ -100,17 +102,27 @@ def ask(
     if rows.saturated:
         say(f"input: {rows.saturated} pixel(s) saturated at {network.input.high}, the largest input code")
     label = labels.label if labels.labels is None else int(read_labels(labels.labels, rows.index)[0])
-    point = local_robustness(network, rows.codes[0], 0, label=label, target=labels.target, ties=labels.ties)
+    question = pose(model, network, rows, 0, region, replace(labels, label=label))
+    if echo:
+        _echo(question.query)
+    return question
+
+
+def pose(model: Path, network: Network, rows: Rows, position: int, region: RegionFlags, labels: LabelFlags) -> Question:
+    """The query at one of the rows, for the label in ``labels``.
+
+    Raises:
+        InvalidInputError: whatever is wrong with the region, the label or the target.
+    """
+    radius = _radius(region)
+    centre = rows.codes[position]
+    point = local_robustness(network, centre, 0, label=labels.label, target=labels.target, ties=labels.ties)
     unit = region.unit or (Unit.LEVELS if rows.real is None else Unit.REAL)
     if rows.real is not None and region.unit is None and region.radius is not None and region.radius.strip().isdecimal():
         raise InvalidInputError(f"radius {region.radius}: this model reads real inputs, so name the unit with --radius-unit")
     if rows.real is not None and unit is not Unit.LEVELS:
-        question = _real_question(model, point, rows.real[0], radius, unit, region)
-    else:
-        question = Question(model, _level_query(point, radius, unit, region))
-    if echo:
-        _echo(question.query)
-    return question
+        return _real_question(model, point, rows.real[position], radius, unit, region)
+    return Question(model, _level_query(point, radius, unit, region))
 
 
 def _level_query(point: RobustnessQuery, radius: Fraction | None, unit: Unit, region: RegionFlags) -> RobustnessQuery:

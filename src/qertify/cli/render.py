@@ -5,24 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-EVIDENCE = {
-    "exact_bounds": "integer bounds, no search needed",
-    "exact_search": "a search tree whose every leaf is closed by integer bounds",
-    "exact_solver": "a search in which an integer solver closed what was left",
-    "solver_claim": "a floating-point solver's claim, accepted on request; not a proof",
-    "replayed_counterexample": "a counterexample, replayed in exact integers",
-}
-REASONS = {
-    "timeout": "the time limit was reached",
-    "memory": "the memory limit was reached",
-    "solver_claim": "only a floating-point solver claims robustness, which is no proof",
-    "enclosure": "the runtime's arithmetic is only known within bounds, which are too wide here",
-    "arithmetic": "overflow of the accumulators is not excluded",
-    "unsupported": "the chosen method can't decide this question",
-    "interrupted": "interrupted",
-    "worker_lost": "a worker process was lost",
-}
-_COLOURS = {"robust": "32", "non_robust": "31", "misclassified": "31", "unknown": "33"}
+from qertify.result import EVIDENCE, REASONS
+
+_COLOURS = {"robust": "32", "unsat": "32", "non_robust": "31", "sat": "31", "misclassified": "31", "unknown": "33"}
 
 
 def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
@@ -51,6 +36,29 @@ def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_specification(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
+    """As `render_answer`, for `SpecificationResult.to_json` with the key ``property``."""
+    if as_json:
+        return json.dumps(answer, allow_nan=False) + "\n"
+    verdict, found = answer["verdict"], answer["counterexample"]
+    tail = {"sat": "an input satisfies what the property states", "unsat": "no input satisfies what the property states"}
+    head = f"\x1b[1;{_COLOURS[verdict]}m{verdict.upper()}\x1b[0m" if colour else verdict.upper()
+    lines = [f"{head}: {tail.get(verdict) or REASONS[answer['reason']]}"]
+    if verdict != "unknown":
+        lines.append(f"  evidence    {EVIDENCE[answer['evidence']]} ({answer['evidence']})")
+    if found:
+        for name in ("input", "output"):
+            values = " ".join(f"{float(value):.9g}" for value in found[name][:16])
+            lines.append(f"  {name:<11} {values}{' …' if len(found[name]) > 16 else ''}")
+        replayed = "the reference evaluator" if found["replayed_on"] == "reference" else found["replayed_on"]
+        rounded = "" if found["holds_in_runtime"] in (None, True) else "; its rounded outputs just miss the statement"
+        lines.append(f"  replayed    on {replayed}{rounded}")
+    solver = f" with {answer['solver']}" if answer["solver"] else ""
+    nodes = f", {answer['nodes']} domains" if answer["nodes"] else ""
+    lines.append(f"  effort      {answer['method']}{solver}{nodes}, {answer['seconds']:.2f} s")
+    return "\n".join(lines) + "\n"
+
+
 def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     """The text for stdout.
 
@@ -61,6 +69,8 @@ def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     """
     if "verified_radius" in answer:
         return render_radius(answer, as_json, colour)
+    if "property" in answer:
+        return render_specification(answer, as_json, colour)
     if as_json:
         return json.dumps(answer, allow_nan=False) + "\n"
     verdict = answer["verdict"]

@@ -41,7 +41,7 @@ def _read(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(stream.read(text)), stream.read(body)
 
 
-def _watch_parent(descriptor: int) -> None:
+def watch_parent(descriptor: int) -> None:
     """End this process as soon as the other end of the pipe is closed, even while a solver runs."""
     poll = select.poll()
     poll.register(descriptor, 0)  # hang-ups are always reported
@@ -81,7 +81,7 @@ def main(name: str, memory: int | None) -> None:
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a solver prints must not mix with the replies
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    threading.Thread(target=_watch_parent, args=(requests.fileno(),), daemon=True).start()
+    threading.Thread(target=watch_parent, args=(requests.fileno(),), daemon=True).start()
     if memory is not None:
         _limit_memory(memory)
     while (request := _read(requests)) is not None:

@@ -1,0 +1,403 @@
+"""The results file of a campaign: SQLite with a write-ahead log, one transaction a result.
+
+A process may die at any moment: what was added stays, and what was being added is either there in full or not at all.
+Provenance and the inputs are written once, when the file is created, and never change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
+from math import prod
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+
+from qertify.errors import StoreError
+from qertify.network.tensor import IntegerArray
+from qertify.queries.radius import RadiusResult
+from qertify.result import Result
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x71657274
+"""Says in the file's header that it is one of ours: "qert"."""
+TABLES = """
+CREATE TABLE campaign (data TEXT NOT NULL);
+CREATE TABLE points (position INTEGER PRIMARY KEY, row INTEGER NOT NULL, sha256 TEXT NOT NULL, label INTEGER NOT NULL,
+  predicted INTEGER NOT NULL, outputs TEXT NOT NULL, codes BLOB NOT NULL);
+CREATE TABLE results (position INTEGER NOT NULL REFERENCES points, radius TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT,
+  seconds REAL NOT NULL, implied_by TEXT, attempts INTEGER NOT NULL, result TEXT NOT NULL, PRIMARY KEY (position, radius));
+CREATE TABLE searches (position INTEGER PRIMARY KEY REFERENCES points, verified INTEGER, refuted INTEGER,
+  exact INTEGER NOT NULL, seconds REAL NOT NULL, attempts INTEGER NOT NULL, result TEXT NOT NULL);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """What is asked, of what, by whom.
+
+    Attributes:
+        model_file: name of the model file, without its folder.
+        options: of each question and of the import, plain data.
+        radii: exact rationals as text, ascending.
+        radius_unit: of ``radii``.
+        search: largest radius of a radius search in levels, "all" for the whole valid range, None for no search.
+        inputs, labels: as named on the command line.
+        labelled: whether labels were given; otherwise the predicted class stands for the label.
+        input_shape, input_low, input_high: of the input codes.
+        created: UTC, ISO 8601.
+    """
+
+    model_file: str
+    model_digest: str
+    runtime_profile: str
+    qertify_version: str
+    options: dict[str, Any]
+    radii: tuple[str, ...]
+    radius_unit: str
+    ties: str
+    inputs: str
+    labelled: bool
+    input_shape: tuple[int, ...]
+    input_low: int
+    input_high: int
+    classes: int
+    created: str
+    target: int | None = None
+    input_range: tuple[str, str] | None = None
+    search: int | str | None = None
+    labels: str | None = None
+    cpu_class: str | None = None
+    command_line: tuple[str, ...] = ()
+
+    def differences(self, other: Campaign) -> list[str]:
+        """What keeps another run from continuing this one, readable."""
+        names = {
+            "model_digest": "model",
+            "runtime_profile": "runtime profile",
+            "options": "options",
+            "radii": "radii",
+            "radius_unit": "radius unit",
+            "ties": "tie rule",
+            "target": "target",
+            "input_range": "input range",
+            "search": "radius search",
+            "labelled": "use of labels",
+            "cpu_class": "CPU class",
+        }
+        found = [f"another {text}" for name, text in names.items() if getattr(self, name) != getattr(other, name)]
+        keys = sorted(key for key in self.options | other.options if self.options.get(key) != other.options.get(key))
+        return [f"{text} ({', '.join(keys)})" if text == "another options" else text for text in found]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Point:
+    """One input.
+
+    Attributes:
+        position: in the campaign, from 0.
+        row: its position in the file of inputs.
+        label: the class that must win.
+        predicted: the class that wins at the input itself.
+        codes: int64, the input's shape.
+        outputs: output codes at the input itself.
+    """
+
+    position: int
+    row: int
+    label: int
+    predicted: int
+    codes: IntegerArray
+    outputs: tuple[int, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the codes, as little-endian 64-bit integers in C order."""
+        return hashlib.sha256(self.codes.astype("<i8").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The answer for one input and radius.
+
+    Attributes:
+        position: of the input.
+        radius: exact rational as text.
+        implied_by: the radius whose answer settles this one too, None if it was asked itself.
+        attempts: how often it was asked; more than once if a worker was lost.
+    """
+
+    position: int
+    radius: str
+    result: Result
+    implied_by: str | None = None
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The answer of a radius search for one input."""
+
+    position: int
+    result: RadiusResult
+    attempts: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Store:
+    """An open results file; made by `create_store` and `open_store`. Use as a context manager."""
+
+    path: Path
+    connection: sqlite3.Connection
+    campaign: Campaign
+    lock: IO[bytes] | None = field(default=None, repr=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Fold the log into the file if this was the writer."""
+        with suppress(sqlite3.Error):  # on a full disk the log stays, and stays valid
+            if self.lock is not None:
+                self.connection.execute("PRAGMA journal_mode = DELETE")
+        self.connection.close()
+        if self.lock is not None:
+            self.lock.close()
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Add an answer and those that it implies: all or none.
+
+        Raises:
+            StoreError: the disk is full, or an answer is there already.
+        """
+        rows = [
+            (r.position, r.radius, r.result.verdict.value, None if r.result.reason is None else r.result.reason.value,
+             r.result.seconds, r.implied_by, r.attempts, json.dumps(r.result.to_json(), allow_nan=False))
+            for r in records
+        ]  # fmt: skip
+        with _errors(self.path, writing=True), _transaction(self.connection):
+            self.connection.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def add_search(self, search: Search) -> None:
+        """Add the answer of a radius search.
+
+        Raises:
+            StoreError: as `add`.
+        """
+        result = search.result
+        row = (search.position, result.verified_radius, result.refuted_radius, result.exact, result.seconds, search.attempts,
+               json.dumps(result.to_json(), allow_nan=False))  # fmt: skip
+        with _errors(self.path, writing=True), _transaction(self.connection):
+            self.connection.execute("INSERT INTO searches VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+
+    def points(self) -> Iterator[Point]:
+        """All inputs, in order.
+
+        Raises:
+            StoreError: a damaged row; so for the other readers below.
+        """
+        shape = self.campaign.input_shape
+        query = "SELECT position, row, sha256, label, predicted, outputs, codes FROM points ORDER BY position"
+        for position, row, sha256, label, predicted, outputs, codes in self._rows(query):
+            with _errors(self.path):
+                array = np.frombuffer(_inflate(codes, 8 * prod(shape)), dtype="<i8").astype(np.int64).reshape(shape)
+                point = Point(position, row, label, predicted, array, tuple(json.loads(outputs)))
+                if point.sha256 != sha256:
+                    raise ValueError(f"input {position} is not what its checksum says")
+            yield point
+
+    def records(self) -> Iterator[Record]:
+        """All answers, by input."""
+        query = "SELECT position, radius, implied_by, attempts, verdict, result FROM results ORDER BY position, rowid"
+        for position, radius, implied_by, attempts, verdict, text in self._rows(query):
+            with _errors(self.path):
+                result = Result.from_json(json.loads(text))
+                if result.verdict.value != verdict or result.radius != radius:
+                    raise ValueError(f"the answer for input {position}, radius {radius} contradicts itself")
+                record = Record(position, radius, result, implied_by, attempts)
+            yield record
+
+    def searches(self) -> Iterator[Search]:
+        """All answers of radius searches, by input."""
+        for position, attempts, text in self._rows("SELECT position, attempts, result FROM searches ORDER BY position"):
+            with _errors(self.path):
+                search = Search(position, RadiusResult.from_json(json.loads(text)), attempts)
+            yield search
+
+    def answered(self) -> dict[int, set[str]]:
+        """Position → the radii that have an answer."""
+        found: dict[int, set[str]] = {}
+        for position, radius in self._rows("SELECT position, radius FROM results"):
+            found.setdefault(position, set()).add(radius)
+        return found
+
+    def _rows(self, query: str) -> list[Any]:
+        with _errors(self.path):
+            return self.connection.execute(query).fetchall()
+
+
+def create_store(path: Path, campaign: Campaign, points: Iterable[Point]) -> Store:
+    """A new results file, locked for this process.
+
+    Raises:
+        StoreError: there is one already, or it can't be written.
+    """
+    if path.exists() and not _is_blank(path):
+        raise StoreError(f"{path}: exists already; --resume continues it")
+    with _errors(path, writing=True):
+        connection = sqlite3.connect(path, isolation_level=None)
+        try:
+            store = Store(path, connection, campaign, _lock(path))
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            with _transaction(connection):
+                for statement in TABLES.split(";\n"):
+                    connection.execute(statement)
+                connection.execute("INSERT INTO campaign VALUES (?)", (json.dumps(asdict(campaign)),))
+                connection.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?, ?, ?)", map(_point_row, points))
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except BaseException:
+            connection.close()
+            raise
+    return store
+
+
+def open_store(path: Path, *, writing: bool = False) -> Store:
+    """An existing results file; ``writing`` locks it for this process.
+
+    Raises:
+        StoreError: missing, not a results file, damaged, of another schema version, or locked by a running campaign.
+    """
+    if not path.is_file():
+        raise StoreError(f"{path}: no such file")
+    with _errors(path):
+        lock = _lock(path) if writing else None
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={'rw' if writing else 'ro'}", uri=True, isolation_level=None
+        )
+        try:
+            (application,), (version,) = (
+                connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")
+            )
+            if application != APPLICATION_ID:
+                raise StoreError(f"{path}: an SQLite file, but not of a campaign")
+            if version != SCHEMA_VERSION:
+                raise StoreError(f"{path}: schema version {version}; this version of qertify reads {SCHEMA_VERSION}")
+            if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise ValueError(found)
+            if writing:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+            data = json.loads(connection.execute("SELECT data FROM campaign").fetchone()[0])
+            return Store(path, connection, _campaign(data), lock)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def resume_store(path: Path, campaign: Campaign, points: list[Point]) -> Store:
+    """The results file of the same campaign, or a new one if there is none yet.
+
+    Raises:
+        StoreError: a file that can't be used, or the file of another campaign.
+    """
+    if not path.exists() or _is_blank(path):
+        return create_store(path, campaign, points)
+    store = open_store(path, writing=True)
+    try:
+        differences = store.campaign.differences(campaign)
+        stored = [(point.sha256, point.label) for point in store.points()]
+        if stored != [(point.sha256, point.label) for point in points]:
+            differences.append("other inputs or labels")
+        if differences:
+            raise StoreError(f"{path}: holds another campaign: {', '.join(differences)}; nothing was changed")
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a campaign was killed between creating its file and filling it."""
+    if not path.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            return connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    except sqlite3.Error:
+        return False
+
+
+def _point_row(point: Point) -> tuple[Any, ...]:
+    codes = zlib.compress(point.codes.astype("<i8").tobytes())
+    return point.position, point.row, point.sha256, point.label, point.predicted, json.dumps(point.outputs), codes
+
+
+def _inflate(data: bytes, size: int) -> bytes:
+    """Unpack exactly ``size`` bytes; a hostile file gets no more memory than that."""
+    found = zlib.decompressobj().decompress(data, size + 1)
+    if len(found) != size:
+        raise ValueError("an input has another size than the campaign says")
+    return found
+
+
+def _campaign(data: dict[str, Any]) -> Campaign:
+    names = {item.name for item in fields(Campaign)}
+    if set(data) != names:
+        raise ValueError("its description is incomplete")
+    tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+    return Campaign(**tuples)
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    """Keep other campaigns out until the file is closed or the process dies.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    file = path.open("ab")
+    try:
+        import fcntl
+    except ImportError:
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise StoreError(f"{path}: another campaign is writing to it") from error
+    return file
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Generator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _errors(path: Path, *, writing: bool = False) -> Generator[None]:
+    """Every failure of the file as one error."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        if writing and not isinstance(error, sqlite3.IntegrityError):
+            raise StoreError(f"{path}: can't be written ({error}); what is stored so far stays valid") from error
+        raise StoreError(f"{path}: damaged, or not a results file ({error})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise StoreError(f"{path}: damaged: {error}") from error

@@ -1,0 +1,114 @@
+"""``qertify vnnlib``: a VNN-LIB property of a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qertify.cli.common import (
+    BitsOption,
+    InputBitsOption,
+    InputShapeOption,
+    JsonOption,
+    ModelArgument,
+    RuntimeOption,
+    TrustCodeOption,
+    VerboseOption,
+    WeightsOption,
+    check_writable,
+    engine_options,
+    import_options,
+    say,
+    status_line,
+    within,
+)
+from qertify.cli.render import render_answer
+from qertify.cli.supervisor import Channel
+from qertify.errors import InvalidInputError
+from qertify.options import Method
+from qertify.runtimes.saturation import CpuClass
+
+EXIT_STATUS = {"unsat": 0, "sat": 1, "unknown": 3}
+
+
+def vnnlib_command(
+    context: typer.Context,
+    model: ModelArgument,
+    property_: Annotated[
+        Path, typer.Argument(metavar="PROPERTY.vnnlib", help="VNN-LIB 1.0 or 2.0, also as .gz.", show_default=False)
+    ],
+    result_file: Annotated[
+        Path | None, typer.Option(metavar="F", help="Write the answer there as VNN-COMP wants it.", show_default=False)
+    ] = None,
+    bits: BitsOption = None,
+    input_bits: InputBitsOption = None,
+    weights: WeightsOption = None,
+    input_shape: InputShapeOption = None,
+    runtime: RuntimeOption = None,
+    trust_code: TrustCodeOption = False,
+    method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
+    solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
+    device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
+    cpu_class: Annotated[
+        CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
+    memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
+    accept_solver_claims: Annotated[
+        bool, typer.Option("--accept-solver-claims", help="Report a floating-point solver's claim as unsat.")
+    ] = False,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> int:
+    """Decide what a VNN-LIB file states of a model. Exit status: 0 unsat, 1 sat (a counterexample), 2 unusable, 3 unknown."""
+    channel: Channel = context.obj
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims)
+    if result_file is not None:
+        check_writable(result_file, result_file.suffix, "--result-file")
+        _write(result_file, "unknown\n")  # what stands should the command be stopped before it has understood the question
+    channel.limit(options.timeout, options.memory)
+
+    from qertify.importers.registry import load_model
+    from qertify.queries.vnnlib import Answer, SpecificationResult, decide_specification
+    from qertify.result import Reason
+    from qertify.specification.vnnlib import read_vnnlib
+
+    specification = read_vnnlib(property_)
+    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code))
+    parts = len(specification.parts)
+    stopped = SpecificationResult(
+        network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, method.value, Reason.TIMEOUT
+    )
+    channel.draft({**stopped.to_json(), "property": str(property_)}, as_json)
+    if result_file is not None and timeout is not None:
+        _write(result_file, stopped.competition_text())
+    say(f"property: {specification.inputs} inputs, {specification.outputs} outputs, {parts} input box(es)")
+    options = within(options, channel.limit(options.timeout, options.memory))
+    with nullcontext(say) if verbose else status_line("deciding …") as show:
+
+        def progress(line: str) -> None:
+            channel.progress(line)
+            show(line)
+
+        result = decide_specification(network, specification, options, progress, None if model.suffix == ".qnet" else model)
+    if result_file is not None:
+        _write(result_file, result.competition_text())
+    answer = {**result.to_json(), "property": str(property_)}
+    return channel.finish(render_answer(answer, as_json, sys.stdout.isatty()), EXIT_STATUS[result.verdict.value])
+
+
+def _write(path: Path, text: str) -> None:
+    """Write the whole file or nothing."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InvalidInputError(f"--result-file {path}: can't be written: {error.strerror or error}") from error

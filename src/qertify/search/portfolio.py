@@ -27,6 +27,7 @@ _STAGES: dict[Method, tuple[stages.Stage, ...]] = {
         stages.quick_attack,
         stages.dual,
         stages.strong_attack,
+        stages.sweep,
         stages.search,
         stages.last_resort,
     ),

@@ -35,6 +35,9 @@ LEAF_SECONDS = 20.0
 """Most seconds that the integer solver spends on one leaf."""
 ENUMERATION_LIMIT = 1 << 14
 """Largest number of inputs that are simply enumerated."""
+SWEEP_LIMIT = 1 << 37
+"""Most inputs times parameters of a box that is enumerated before a search: about a minute."""
+SWEEP_CHUNK = 1 << 14
 DESCENTS = 5
 """Cases whose best point local search improves before the branch and bound."""
 SHORT_ROUNDS = 25
@@ -46,10 +49,28 @@ Stage = Callable[[Question], None]
 def enumerate(question: Question) -> None:
     """Every point of a small box."""
     if question.cases and question.box.size <= ENUMERATION_LIMIT:
-        found = question.replay_codes(question.box.points())
-        question.decision.counterexample, question.decision.method = found, "enumeration"
-        question.decision.evidence = Evidence.EXACT_SEARCH if found is None else None
-        question.say(f"enumeration: {question.box.size} inputs, {'no violation' if found is None else 'counterexample'}")
+        _enumerate(question)
+
+
+def sweep(question: Question) -> None:
+    """Every point of a box that is small for what one evaluation costs: networks with few inputs."""
+    if question.cases and question.box.size * max(1, question.network.parameter_count) <= SWEEP_LIMIT:
+        _enumerate(question)
+
+
+def _enumerate(question: Question) -> None:
+    box, decision = question.box, question.decision
+    for start in range(0, box.size, SWEEP_CHUNK):
+        if question.late():
+            return
+        found = question.replay_codes(box.points(start, start + SWEEP_CHUNK))
+        if found is not None:
+            decision.counterexample = found
+            break
+    else:
+        decision.evidence = Evidence.EXACT_SEARCH
+    decision.method = "enumeration"
+    question.say(f"enumeration: {box.size} inputs, {'no violation' if decision.evidence else 'counterexample'}")
 
 
 def interval(question: Question) -> None:

@@ -35,10 +35,14 @@ class IntegerBox:
     def clip(self, x: IntegerArray) -> IntegerArray:
         return np.clip(x, self.low, self.high)
 
-    def points(self) -> IntegerArray:
-        """Every point, (size, *input shape). Check `size` first."""
-        axes = [np.arange(a, b + 1) for a, b in zip(self.low.reshape(-1), self.high.reshape(-1), strict=True)]
-        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, *self.low.shape)
+    def points(self, first: int = 0, last: int | None = None) -> IntegerArray:
+        """Points first … last − 1 in lexicographic order, all by default, (count, *input shape). Check `size` first."""
+        number = np.arange(first, self.size if last is None else min(last, self.size), dtype=np.int64)
+        result = np.empty((len(number), self.low.size), dtype=np.int64)
+        low, width = self.low.reshape(-1), (self.high - self.low + 1).reshape(-1)
+        for axis in range(self.low.size - 1, -1, -1):
+            number, result[:, axis] = np.divmod(number, width[axis])
+        return (result + low).reshape(-1, *self.low.shape)
 
     @property
     def size(self) -> int:

@@ -1,0 +1,1 @@
+"""A campaign as one self-contained web page: no request leaves it."""

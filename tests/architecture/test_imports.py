@@ -34,6 +34,7 @@ ONLY_IN = {
     "ai_edge_litert": ["importers", "runtimes"],
     "tensorflow": [],
     "h5py": ["importers"],
+    "vnnlib": ["specification"],
     "torch": ["bounds", "attack", "search", "importers", "runtimes", "cli/common"],
     "typer": ["cli"],
     "rich": ["cli"],

@@ -17,6 +17,7 @@ from typing import Any
 from qertify.errors import WorkerError
 
 CHUNK = 1 << 16
+COMMAND = (sys.executable, "-P", "-m", "qertify.campaign.worker")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """What numerical libraries read; each worker gets one thread."""
 
@@ -30,11 +31,13 @@ class Worker:
     """One process.
 
     Attributes:
+        command: starts it.
         task: what it works on, None while it is idle; belongs to the caller.
         since: when it got that, of `time.monotonic`.
         ready: whether it has read the model.
     """
 
+    command: tuple[str, ...]
     greeting: dict[str, Any]
     process: subprocess.Popen[bytes] = field(init=False)
     task: Any = None
@@ -47,7 +50,7 @@ class Worker:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "qertify.campaign.worker"],
+                self.command,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, bufsize=0, start_new_session=True,
                 env=_environment(os.environ),
             )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from qertify.campaign.pool import Worker, WorkerLostError, system_out_of_memory_kills
+from qertify.campaign.pool import COMMAND, Worker, WorkerLostError, system_out_of_memory_kills
 from qertify.campaign.store import Point, Record, Search, Store
 from qertify.errors import WorkerError
 from qertify.importers.registry import ImportOptions
@@ -65,6 +65,7 @@ class Plan:
         options: of each question; ``memory`` is for one worker.
         workers: number of processes, each with one thread.
         budget: seconds in all, None for none.
+        command: starts a worker, which speaks as `qertify.campaign.worker` does.
     """
 
     model: Path
@@ -72,6 +73,7 @@ class Plan:
     options: Options
     workers: int = 1
     budget: float | None = None
+    command: tuple[str, ...] = COMMAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,9 @@ class _Run:
 
     def _start(self, selector: selectors.BaseSelector) -> None:
         options = asdict(self.plan.options) | {"method": self.plan.options.method.value}
-        worker = Worker({"model": str(self.plan.model), "import": self.plan.imports.given(), "options": options})
+        worker = Worker(
+            self.plan.command, {"model": str(self.plan.model), "import": self.plan.imports.given(), "options": options}
+        )
         self.workers.append(worker)
         selector.register(worker.replies, selectors.EVENT_READ, worker)
         with suppress(WorkerLostError):  # its end is seen on the pipe that it answers on

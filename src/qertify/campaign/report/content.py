@@ -186,7 +186,8 @@ def _tiles(answers: Answers) -> list[tuple[str, str, str]]:
 def _card(fooled: Fooled, campaign: Campaign, layout: Layout | None) -> dict[str, Any]:
     point, found = fooled.point, fooled.found
     order = sorted(range(len(found.outputs)), key=lambda c: -max(found.outputs[c], point.outputs[c]))[:SCORES]
-    classes = sorted({*order[: SCORES - 2], point.label, found.predicted})
+    shown = order if len(found.outputs) <= SCORES else [*order[: SCORES - 2], point.label, found.predicted]
+    classes = sorted(set(shown))
     everything = [*(found.outputs[c] for c in classes), *(point.outputs[c] for c in classes)]
     low, span = min(everything), max(max(everything) - min(everything), 1)
     change = np.array(found.levels, dtype=np.int64) - point.codes.reshape(-1)

@@ -17,6 +17,8 @@ LEAST_PIXELS = 49
 LEAST_SIDE = 4
 GAP = 10
 """Screen pixels between two pictures."""
+UP, DOWN = (196, 50, 20), (28, 90, 184)
+"""Colours of the largest change."""
 Pixels = NDArray[np.uint8]
 
 
@@ -73,8 +75,8 @@ def difference(original: IntegerArray, changed: IntegerArray, layout: Layout) ->
     strength = np.abs(change) * 255 // max(int(np.abs(change).max(initial=0)), 1)
     if layout.channels == 3:
         return (128 + np.sign(change) * strength // 2).clip(0, 255).astype(np.uint8)
-    up, down = (np.where(sign * change > 0, strength, 0)[..., 0] for sign in (1, -1))
-    return (255 - np.stack([down, np.maximum(up, down), up], axis=2)).astype(np.uint8)
+    strong = np.where(change > 0, np.array(UP), np.array(DOWN))
+    return (255 - (255 - strong) * strength // 255).astype(np.uint8)
 
 
 def data_uri(pixels: Pixels) -> str:

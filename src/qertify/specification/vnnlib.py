@@ -20,6 +20,8 @@ from qertify.specification.formula import Connective, Formula, Linear, Specifica
 
 SIZE_LIMIT = 64 << 20
 """Largest file, unpacked, in bytes."""
+TOKEN_LIMIT = 4_000_000
+"""Most parentheses, names and numbers."""
 DEPTH_LIMIT = 100
 """Deepest nesting of parentheses."""
 VARIABLE_LIMIT = 1_000_000
@@ -73,8 +75,10 @@ def _parse(text: str) -> list[Expression]:
     """The forms at the top of a text."""
     top: list[Expression] = []
     stack: list[list[Expression]] = [top]
-    for match in _TOKEN.finditer(text):
+    for count, match in enumerate(_TOKEN.finditer(text)):
         token = match[0]
+        if count >= TOKEN_LIMIT:
+            raise InvalidInputError(f"holds more than {TOKEN_LIMIT} parentheses, names and numbers")
         if token == "(":
             if len(stack) > DEPTH_LIMIT:
                 raise InvalidInputError(f"{_line(text, match)}: parentheses nested deeper than {DEPTH_LIMIT}")

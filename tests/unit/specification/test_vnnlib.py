@@ -142,6 +142,16 @@ def test_damaged_files(tmp_path: Path, content: bytes) -> None:
         read_vnnlib(tmp_path / "missing")
 
 
+def test_hostile_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qertify.specification.vnnlib.TOKEN_LIMIT", 1000)
+    with pytest.raises(InvalidInputError, match="more than 1000 parentheses"):
+        read(tmp_path, "()" * 501)
+    path = tmp_path / "bomb.vnnlib.gz"
+    path.write_bytes(gzip.compress(b" " * (65 << 20)))
+    with pytest.raises(InvalidInputError, match="more than 64 MiB"):
+        read_vnnlib(path)
+
+
 def test_version_2(tmp_path: Path) -> None:
     pytest.importorskip("vnnlib")
     network = "(declare-network N (declare-input X float32 [1,2]) (declare-output Y float32 [2,1]))\n"

@@ -22,7 +22,7 @@ from qertify.specification.region import IntegerBox
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network
 
-COUNT = 400
+COUNT = 250
 SCALES = (1.0, 0.5, 0.1, float(np.float32(0.0123)), 3.0)
 
 
@@ -82,7 +82,7 @@ def test_engines_agree_with_enumeration(method: Method, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("solver", ["highs", "cp-sat"])
 def test_integer_programs_agree_with_enumeration(solver: str) -> None:
     seen: Counter[str] = Counter()
-    for number, (network, box, violation) in enumerate(questions(40, 60)):
+    for number, (network, box, violation) in enumerate(questions(40, 45)):
         check(network, box, violation, Options(method=Method.ILP, solver=solver, seed=number), seen)
     print(solver, dict(seen))
     assert seen["sat"] > 5
@@ -92,11 +92,11 @@ def test_integer_programs_agree_with_enumeration(solver: str) -> None:
 
 def test_graphs_of_every_node_kind_agree_with_enumeration() -> None:
     seen: Counter[str] = Counter()
-    for number, (network, box, violation) in enumerate(questions(50, 250, random_graph)):
+    for number, (network, box, violation) in enumerate(questions(50, 150, random_graph)):
         check(network, box, violation, Options(method=Method.BAB, seed=number, timeout=1), seen)
     print(dict(seen))
-    assert seen["sat"] > 15
-    assert seen["unsat"] > 15
+    assert seen["sat"] > 10
+    assert seen["unsat"] > 10
 
 
 def check(network: Network, box: IntegerBox, violation: Disjunction, options: Options, seen: Counter[str]) -> None:

@@ -13,6 +13,7 @@ from qertify.result import Verdict
 from tests.data import images, published_network, shared_data
 
 needs_data = pytest.mark.skipif(shared_data() is None, reason="the data folder is not there")
+MAX_RADIUS = {"mnist_1blk_64_in_8_qu_6.h5": 4, "mnist_1blk_100_in_8_qu_6.h5": 2, "fashion-mnist_1blk_64_in_8_qu_6.h5": 3}
 TRUTH = {"robust": Verdict.ROBUST, "non-robust": Verdict.NON_ROBUST, "misclassified": Verdict.MISCLASSIFIED}
 
 

@@ -6,6 +6,8 @@ The forward pass is exact (integers); the backward pass replaces every staircase
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,13 @@ def gradient(program: Program, y: Tensor, objective: Tensor, leak: Tensor) -> Te
 
 
 def signed_gradient(
-    program: Program, x: Tensor, objective: Tensor, steps: int, generator: torch.Generator, reach: float = 0.5
+    program: Program,
+    x: Tensor,
+    objective: Tensor,
+    steps: int,
+    generator: torch.Generator,
+    reach: float = 0.5,
+    late: Callable[[], bool] = lambda: False,
 ) -> tuple[Tensor, Tensor]:
     """Descend on objective·z from every start, with strides that shrink to one level, moving half of the inputs at a time.
 
@@ -48,6 +56,7 @@ def signed_gradient(
         steps: number of gradient steps.
         generator: of the paths' randomness.
         reach: first stride, as a part of each input's width.
+        late: asked at every step; the paths end when it is true.
 
     Returns:
         the best inputs on each path, (batch, n), and their objectives, (batch,).
@@ -60,6 +69,8 @@ def signed_gradient(
         reached = (objective * z).sum(-1)
         better = reached < best
         best_x, best = torch.where(better[:, None], x, best_x), torch.where(better, reached, best)
+        if late():
+            break
         if step < steps:
             stride = (width * reach * (1 - step / steps)).ceil().clamp(min=1)
             moved = (torch.rand(x.shape, generator=generator) < 0.5).to(x.device)

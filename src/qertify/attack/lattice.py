@@ -6,6 +6,8 @@ end of its interval, or by one level, is evaluated exactly; plateaus are crossed
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from qertify.bounds.program import Program
 SMOOTH = 0.02
 """Weight of the smooth objective against the exact one."""
 
+SIZE_LIMIT = 1 << 22
+"""Largest number of inputs times units for which all moves are scored at once."""
 TOGETHER = (1, 2, 4, 8, 16, 32, 64)
 """How many of the best moves are tried in one step."""
 
@@ -38,21 +42,26 @@ def _score(program: Program, base: Tensor, objective: Tensor) -> Tensor:
     return z @ objective + SMOOTH * (smooth_z @ objective)
 
 
-def descend(program: Program, x: Tensor, objective: Tensor, rounds: int) -> Tensor:
+def descend(program: Program, x: Tensor, objective: Tensor, rounds: int, late: Callable[[], bool] = lambda: False) -> Tensor:
     """Improve one point by its best single-input moves, as many of them together as pay, again and again.
 
     Args:
         x: (n,) integers inside the box. objective: (N,), to be minimised as objective·z.
         rounds: most rounds; each scores every single-input move.
+        late: asked at every round; the search ends when it is true.
 
     Returns:
         the points visited, (visited, n), the start first.
     """
     visited = [x]
+    if len(x) * len(program.units) > SIZE_LIMIT:
+        return torch.stack(visited)
     low, high, columns = program.input_low, program.input_high, program.input_matrix.T
     z = program.constant + program.input_matrix @ x
     current = float(_score(program, z[None], objective)[0])
     for _ in range(rounds):
+        if late():
+            break
         shifts = torch.stack([low - x, high - x, (low - x).clamp(min=-1), (high - x).clamp(max=1)])
         scores = _score(program, (z + shifts[:, :, None] * columns).reshape(-1, len(z)), objective).reshape(len(shifts), -1)
         least, kind = scores.min(0)

@@ -10,6 +10,7 @@ within a unit. Nothing here is trusted: `qertify.bounds.dual.prove` judges the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -196,9 +197,10 @@ class _Iterate:
 
 
 class InteriorPoint:
-    """Searches multipliers for one program; keeps what depends on the program only."""
+    """Searches multipliers for one program; keeps what depends on the program only. Stops early once ``late()``."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, late: Callable[[], bool] = lambda: False) -> None:
+        self._late = late
         self._program = program
         self._grams = _Gram(program.input_matrix), _Gram(program.unit_matrix)
 
@@ -230,6 +232,8 @@ class InteriorPoint:
         result = Relaxation(iterate.multipliers.clone(), best, iterate.x.clone(), *_means(iterate))
         alive = torch.arange(batch, device=best.device)
         for _ in range(self._steps(iterations)):
+            if self._late():
+                break
             iterate.advance()
             bound = value(program, iterate.domains, iterate.z, iterate.y, iterate.multipliers)
             finite = torch.isfinite(bound) & torch.isfinite(iterate.gap())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -51,13 +52,14 @@ def input_range(program: Program) -> tuple[Tensor, Tensor]:
     return least, greatest
 
 
-def tighten(program: Program) -> Program:
+def tighten(program: Program, late: Callable[[], bool] = lambda: False) -> Program:
     """Tighten the root ranges of all units behind the first block with dual bounds, block by block.
 
-    The result's accumulator ranges hold on the whole box: each was proved in integers.
+    The result's accumulator ranges hold on the whole box: each was proved in integers. Once ``late()``, the multipliers at
+    hand are used.
     """
     for start, stop in program.blocks[1:]:
-        relaxer = InteriorPoint(program)
+        relaxer = InteriorPoint(program, late)
         chosen = torch.arange(start, stop)
         low, high = program.low.clone(), program.high.clone()
         for sign in (1.0, -1.0):

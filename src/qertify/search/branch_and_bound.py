@@ -187,12 +187,13 @@ class BranchAndBound:
         memory: int | None = None,
     ) -> None:
         self._program, self._splitter, self._replay, self._leaf = program, splitter, replay, leaf
-        self._relaxer = InteriorPoint(program)
+        self._relaxer = InteriorPoint(program, self._late)
         self._gains = Gains(program)
         self._tree = SearchTree() if keep_tree else None
         self._queue: list[tuple[float, int, _Open]] = []
         self._stuck: list[_Open] = []
         self._counter = 0
+        self._deadline: float | None = None
         self._nodes = 0
         self._leaf_solvers: set[str] = set()
         row_bytes = 16 * len(program.units) + 512
@@ -203,6 +204,9 @@ class BranchAndBound:
         self._waiting: list[_Waiting] = [
             _Waiting(case, domains.low[row], domains.high[row], 0, nodes[row]) for row, case in enumerate(cases)
         ]
+
+    def _late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
 
     @property
     def nodes(self) -> int:
@@ -227,8 +231,9 @@ class BranchAndBound:
             max_nodes: total number of domains to bound.
             report: called after every batch.
         """
+        self._deadline = deadline
         while self._waiting or self._queue:
-            if (deadline is not None and time.monotonic() > deadline) or (max_nodes is not None and self._nodes >= max_nodes):
+            if self._late() or (max_nodes is not None and self._nodes >= max_nodes):
                 return self._outcome(None)
             found = self._bound(self._waiting[:BATCH]) if self._waiting else self._split()
             if found is not None:

@@ -114,12 +114,14 @@ class Question:
         """
         assert self.program is not None
         inside = self._inside(candidates)
-        points, reached = signed_gradient(self.program, inside, objective, POLISH_STEPS, self.generator, POLISH_REACH)
+        points, reached = signed_gradient(
+            self.program, inside, objective, POLISH_STEPS, self.generator, POLISH_REACH, self.late
+        )
         found = self.replay(points)
         start = time.monotonic()
         if found is None and start >= self.next_descent:
             best = int((reached / objective.abs().amax(-1).clamp(min=1)).argmin())
-            found = self.replay(descend(self.program, points[best], objective[best], DESCENT_ROUNDS))
+            found = self.replay(descend(self.program, points[best], objective[best], DESCENT_ROUNDS, self.late))
             self.next_descent = time.monotonic() + DESCENT_PAUSE * (time.monotonic() - start)
         return found
 

@@ -108,14 +108,19 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
         starts = random_starts(program, restarts, question.generator)
         every_start = starts.repeat(len(domains), 1)
         points, reached = signed_gradient(
-            program, every_start, domains.objective.repeat_interleave(restarts, 0), steps, question.generator
+            program,
+            every_start,
+            domains.objective.repeat_interleave(restarts, 0),
+            steps,
+            question.generator,
+            late=question.late,
         )
         found = question.replay(points)
         gap, best = (reached.reshape(len(domains), restarts) - domains.limit[:, None]).min(1)
         for case in gap.argsort()[:descents].tolist():
             if found is None and not question.late():
                 start = points[case * restarts + int(best[case])]
-                found = question.replay(descend(program, start, domains.objective[case], SHORT_ROUNDS))
+                found = question.replay(descend(program, start, domains.objective[case], SHORT_ROUNDS, question.late))
         if found is not None:
             question.decision.counterexample, question.decision.method = found, "attack"
         question.say(f"{name}: {'counterexample' if found is not None else 'none found'} ({len(points)} points)")
@@ -130,7 +135,7 @@ def dual(question: Question) -> None:
     program = question.program
     assert program is not None
     if len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
-        question.program = program = tighten(program)
+        question.program = program = tighten(program, question.late)
         outputs = program.output_units()
         low, high = question.splitter.low.copy(), question.splitter.high.copy()
         for label, unit in outputs.items():
@@ -141,7 +146,7 @@ def dual(question: Question) -> None:
         variants = [question.splitter.objectives(case) for case in question.cases]
         domains = root_domains(program, [variant for several in variants for variant in several])
         feasible = (domains.low <= domains.high).all(-1)
-        relaxation = InteriorPoint(program).relax(domains)
+        relaxation = InteriorPoint(program, question.late).relax(domains)
         proof = prove(program, domains, relaxation.multipliers)
         closed = (proof.margin >= 0) | ~feasible
         left: list[Case] = []

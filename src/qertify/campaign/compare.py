@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-from qertify.campaign.store import Campaign, Point, Store
+from qertify.campaign.records import Campaign, Point
+from qertify.campaign.store import Store
 from qertify.campaign.summary import RadiusInterval, radius_intervals
 from qertify.errors import InvalidInputError
 

@@ -20,7 +20,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from qertify.campaign.pool import COMMAND, Worker, WorkerLostError, system_out_of_memory_kills
-from qertify.campaign.store import Point, Record, Search, Store
+from qertify.campaign.records import Point, Record, Search
+from qertify.campaign.store import Store
 from qertify.errors import WorkerError
 from qertify.importers.registry import ImportOptions
 from qertify.options import Options

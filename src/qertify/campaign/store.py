@@ -6,7 +6,6 @@ Provenance and the inputs are written once, when the file is created, and never 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import zlib
@@ -19,8 +18,8 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from qertify.campaign.records import Campaign, Point, Record, Search
 from qertify.errors import StoreError
-from qertify.network.tensor import IntegerArray
 from qertify.queries.radius import RadiusResult
 from qertify.result import Result
 
@@ -36,117 +35,6 @@ CREATE TABLE results (position INTEGER NOT NULL REFERENCES points, radius TEXT N
 CREATE TABLE searches (position INTEGER PRIMARY KEY REFERENCES points, verified INTEGER, refuted INTEGER,
   exact INTEGER NOT NULL, seconds REAL NOT NULL, attempts INTEGER NOT NULL, result TEXT NOT NULL);
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Campaign:
-    """What is asked, of what, by whom.
-
-    Attributes:
-        model_file: name of the model file, without its folder.
-        options: of each question and of the import, plain data.
-        radii: exact rationals as text, ascending.
-        radius_unit: of ``radii``.
-        search: largest radius of a radius search in levels, "all" for the whole valid range, None for no search.
-        inputs, labels: as named on the command line.
-        labelled: whether labels were given; otherwise the predicted class stands for the label.
-        input_shape, input_low, input_high: of the input codes.
-        created: UTC, ISO 8601.
-    """
-
-    model_file: str
-    model_digest: str
-    runtime_profile: str
-    qertify_version: str
-    options: dict[str, Any]
-    radii: tuple[str, ...]
-    radius_unit: str
-    ties: str
-    inputs: str
-    labelled: bool
-    input_shape: tuple[int, ...]
-    input_low: int
-    input_high: int
-    classes: int
-    created: str
-    target: int | None = None
-    input_range: tuple[str, str] | None = None
-    search: int | str | None = None
-    labels: str | None = None
-    cpu_class: str | None = None
-    command_line: tuple[str, ...] = ()
-
-    def differences(self, other: Campaign) -> list[str]:
-        """What keeps another run from continuing this one, readable."""
-        names = {
-            "model_digest": "model",
-            "runtime_profile": "runtime profile",
-            "options": "options",
-            "radii": "radii",
-            "radius_unit": "radius unit",
-            "ties": "tie rule",
-            "target": "target",
-            "input_range": "input range",
-            "search": "radius search",
-            "labelled": "use of labels",
-            "cpu_class": "CPU class",
-        }
-        found = [f"another {text}" for name, text in names.items() if getattr(self, name) != getattr(other, name)]
-        keys = sorted(key for key in self.options | other.options if self.options.get(key) != other.options.get(key))
-        return [f"{text} ({', '.join(keys)})" if text == "another options" else text for text in found]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Point:
-    """One input.
-
-    Attributes:
-        position: in the campaign, from 0.
-        row: its position in the file of inputs.
-        label: the class that must win.
-        predicted: the class that wins at the input itself.
-        codes: int64, the input's shape.
-        outputs: output codes at the input itself.
-    """
-
-    position: int
-    row: int
-    label: int
-    predicted: int
-    codes: IntegerArray
-    outputs: tuple[int, ...]
-
-    @property
-    def sha256(self) -> str:
-        """Of the codes, as little-endian 64-bit integers in C order."""
-        return hashlib.sha256(self.codes.astype("<i8").tobytes()).hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """The answer for one input and radius.
-
-    Attributes:
-        position: of the input.
-        radius: exact rational as text.
-        implied_by: the radius whose answer settles this one too, None if it was asked itself.
-        attempts: how often it was asked; more than once if a worker was lost.
-    """
-
-    position: int
-    radius: str
-    result: Result
-    implied_by: str | None = None
-    attempts: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Search:
-    """The answer of a radius search for one input."""
-
-    position: int
-    result: RadiusResult
-    attempts: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -257,8 +145,7 @@ def create_store(path: Path, campaign: Campaign, points: Iterable[Point]) -> Sto
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             store = Store(path, connection, campaign, _lock(path))
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
+            _write_ahead(connection)
             with _transaction(connection):
                 for statement in TABLES.split(";\n"):
                     connection.execute(statement)
@@ -278,6 +165,15 @@ def open_store(path: Path, *, writing: bool = False) -> Store:
     Raises:
         StoreError: missing, not a results file, damaged, of another schema version, or locked by a running campaign.
     """
+    store = _open(path, writing)
+    if writing:
+        with _errors(path, writing=True):
+            _write_ahead(store.connection)
+    return store
+
+
+def _open(path: Path, writing: bool) -> Store:
+    """As `open_store`, without a change to the file."""
     if not path.is_file():
         raise StoreError(f"{path}: no such file")
     with _errors(path):
@@ -294,10 +190,7 @@ def open_store(path: Path, *, writing: bool = False) -> Store:
             if version != SCHEMA_VERSION:
                 raise StoreError(f"{path}: schema version {version}; this version of qertify reads {SCHEMA_VERSION}")
             if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
-                raise ValueError(found)
-            if writing:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
+                raise ValueError(" ".join(str(found).split()))
             data = json.loads(connection.execute("SELECT data FROM campaign").fetchone()[0])
             return Store(path, connection, _campaign(data), lock)
         except BaseException:
@@ -313,7 +206,7 @@ def resume_store(path: Path, campaign: Campaign, points: list[Point]) -> Store:
     """
     if not path.exists() or _is_blank(path):
         return create_store(path, campaign, points)
-    store = open_store(path, writing=True)
+    store = _open(path, writing=True)
     try:
         differences = store.campaign.differences(campaign)
         stored = [(point.sha256, point.label) for point in store.points()]
@@ -321,10 +214,17 @@ def resume_store(path: Path, campaign: Campaign, points: list[Point]) -> Store:
             differences.append("other inputs or labels")
         if differences:
             raise StoreError(f"{path}: holds another campaign: {', '.join(differences)}; nothing was changed")
+        with _errors(path, writing=True):
+            _write_ahead(store.connection)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
 
 
 def _is_blank(path: Path) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-from qertify.campaign.store import Campaign, Point, Record, Search, Store
+from qertify.campaign.records import Campaign, Point, Record, Search
+from qertify.campaign.store import Store
 from qertify.result import Verdict
 
 

@@ -43,8 +43,8 @@ from qertify.specification.property import Ties
 from qertify.specification.units import Unit, parse_rational
 
 if TYPE_CHECKING:
+    from qertify.campaign.records import Campaign, Point
     from qertify.campaign.runner import Poser, Progress
-    from qertify.campaign.store import Campaign, Point
     from qertify.campaign.summary import Summary
     from qertify.inputs import Rows
     from qertify.network.network import Network
@@ -216,7 +216,7 @@ def _labels(inputs: str, labels: str, rows: Rows) -> IntegerArray:
 def _points(network: Network, rows: Rows, truth: IntegerArray | None, ties: Ties) -> list[Point]:
     import numpy as np
 
-    from qertify.campaign.store import Point
+    from qertify.campaign.records import Point
     from qertify.network.evaluate import evaluate
 
     outputs = np.concatenate([evaluate(network, rows.codes[at : at + CHUNK]) for at in range(0, len(rows.codes), CHUNK)])
@@ -231,7 +231,7 @@ def _points(network: Network, rows: Rows, truth: IntegerArray | None, ties: Ties
 
 
 def _describe(model: Path, network: Network, points: list[Point], *, labels: str | None, **rest: Any) -> Campaign:
-    from qertify.campaign.store import Campaign
+    from qertify.campaign.records import Campaign
 
     return Campaign(
         model_file=model.name,

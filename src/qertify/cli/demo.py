@@ -6,14 +6,16 @@ import json
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qertify._version import __version__
 from qertify.cli.common import status_line
-from qertify.errors import InvalidInputError
+from qertify.errors import InvalidInputError, MissingExtraError
 from qertify.options import Options
 from qertify.result import Result, Verdict
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 RADII = (1, 2, 3)
 BITS, INPUT_BITS = 6, 4
-ZOOM, GAP = 20, 10
-"""Screen pixels an image pixel, and between two images."""
+ZOOM = 20
+"""Screen pixels an image pixel."""
 INTRODUCTION = """\
 A neural network reads handwritten digits: images of 8×8 pixels with 16 grey levels, integers throughout.
 For {count} of them: if every pixel may change by up to R grey levels, can the network be made to see another digit?
@@ -49,6 +51,7 @@ def demo(
     pictures = _save(out, images, results)
     _report(results, time.monotonic() - start)
     print(f"{pictures} pictures (original, fooling image, difference) and results.json are in {out}/")
+    print(_save_report(out, network, images, results, options))
     return 0
 
 
@@ -80,27 +83,57 @@ def _save(out: Path, images: IntegerArray, results: list[list[Result]]) -> int:
     """Write results.json and one picture for each image that can be fooled; returns the number of pictures."""
     import numpy as np
 
-    from qertify.campaign.report.png import encode
+    from qertify.campaign.report.pictures import Layout, difference, picture, triptych
 
     answers = [result.to_json() | {"image": number} for number, row in enumerate(results) for result in row]
     (out / "results.json").write_text(json.dumps(answers, indent=1) + "\n")
-    pictures = 0
+    layout, pictures = Layout(8, 8), 0
     for number, row in enumerate(results):
         found = next(((radius, r.counterexample) for radius, r in zip(RADII, row, strict=True) if r.counterexample), None)
         if found is None:
             continue
         radius, counterexample = found
-        original, fooling = images[number].reshape(8, 8), np.array(counterexample.levels).reshape(8, 8)
-        change = (fooling - original) * 255 // (2 * radius)
-        grey = [np.repeat(image[..., None] * 255 // 15, 3, axis=2) for image in (original, fooling)]
-        warm = 128 + np.stack([change, 0 * change, -change], axis=2)  # brighter is red, darker is blue
-        gap = np.full((8 * ZOOM, GAP, 3), 255)
-        panels = [np.kron(panel.clip(0, 255), np.ones((ZOOM, ZOOM, 1), dtype=np.int64)) for panel in (*grey, warm)]
-        picture = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+        original, fooling = images[number], np.array(counterexample.levels)
+        panels = [picture(codes, layout, 0, 15) for codes in (original, fooling)] + [difference(original, fooling, layout)]
         name = f"image{number:02}-digit{row[0].label}-seen-as-{counterexample.predicted}-radius{radius}.png"
-        (out / name).write_bytes(encode(picture.astype(np.uint8)))
+        (out / name).write_bytes(triptych(panels, ZOOM))
         pictures += 1
     return pictures
+
+
+def _save_report(out: Path, network: Network, images: IntegerArray, results: list[list[Result]], options: Options) -> str:
+    """Write the results as a campaign and its report; returns what to say about it."""
+    from qertify.campaign.records import Campaign, Point, Record
+    from qertify.campaign.report.write import write_report
+    from qertify.campaign.store import create_store
+    from qertify.network.evaluate import evaluate
+
+    outputs = evaluate(network, images[: len(results)])
+    points = [
+        Point(
+            at, at, row[0].label, -1 if row[0].predicted is None else row[0].predicted, images[at], tuple(outputs[at].tolist())
+        )
+        for at, row in enumerate(results)
+    ]
+    campaign = Campaign(
+        model_file="digits.h5", model_digest=network.digest, runtime_profile=network.runtime_profile,
+        qertify_version=__version__, radii=tuple(map(str, RADII)),
+        options={"method": options.method.value, "timeout": options.timeout, "seed": options.seed},
+        radius_unit="levels", ties="first", inputs="handwritten digits", labels="handwritten digits", labelled=True,
+        input_shape=network.input_shape, input_low=network.input.low, input_high=network.input.high, classes=outputs.shape[1],
+        created=datetime.now(UTC).isoformat(timespec="seconds"), command_line=tuple(sys.argv[1:]),
+    )  # fmt: skip
+    database, page = out / "results.db", out / "report.html"
+    database.unlink(missing_ok=True)
+    with create_store(database, campaign, points) as store:
+        store.add(
+            Record(at, str(radius), result) for at, row in enumerate(results) for radius, result in zip(RADII, row, strict=True)
+        )
+        try:
+            write_report(store, page, title="Handwritten digits: what is proved, and what fools the network")
+        except MissingExtraError as error:
+            return f"No report was written: {error}"
+    return f"The report is {page}; open it in a browser. Its answers are in {database}."
 
 
 def _report(results: list[list[Result]], seconds: float) -> None:

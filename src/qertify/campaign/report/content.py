@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from qertify.campaign.records import Campaign, Point, Record, Search
 from qertify.campaign.report.pictures import Layout, data_uri, difference, layout_of, picture
-from qertify.campaign.store import Campaign, Point, Record, Search, Store
+from qertify.campaign.store import Store
 from qertify.campaign.summary import Summary, summarise_rows
 from qertify.result import EVIDENCE, REASONS, Counterexample, Verdict
 
@@ -52,14 +53,6 @@ class Fooled:
 
     point: Point
     found: Counterexample
-
-    @property
-    def name(self) -> str:
-        """For files."""
-        return (
-            f"input{self.point.position:05}-row{self.point.row}-class{self.point.label}"
-            f"-seen-as-{self.found.predicted}-distance{self.found.distance}"
-        )
 
     def panels(self, campaign: Campaign, layout: Layout) -> list[Any]:
         """Original, changed input, difference."""

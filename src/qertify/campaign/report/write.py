@@ -50,7 +50,7 @@ def write_report(store: Store, out: Path, *, images: Path | None = None, title: 
     page = render(answers, title).encode("utf-8")
     replace_file(out, lambda temporary: _write(temporary, page))
     return Written(
-        len(answers.records) + len(answers.searches), len(page), 0 if images is None else _save_pictures(answers, images)
+        len(answers.records) + len(answers.searches), len(page), 0 if images is None else save_pictures(answers, images)
     )
 
 
@@ -86,15 +86,23 @@ def _script_data(data: Any) -> str:
     return "".join(_HARMLESS.get(character, character) for character in text)
 
 
-def _save_pictures(answers: Answers, folder: Path) -> int:
+def save_pictures(answers: Answers, folder: Path) -> int:
+    """One picture a counterexample: original, changed input, difference; returns their number.
+
+    Raises:
+        StoreError: the folder can't be written.
+    """
     layout = layout_of(answers.campaign.input_shape)
     assert layout is not None
     found = counterexamples(answers)
     zoom = max(1, PICTURE // layout.width)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for fooled in found:
-            (folder / f"{fooled.name}.png").write_bytes(triptych(fooled.panels(answers.campaign, layout), zoom))
+        for rank, fooled in enumerate(found, start=1):
+            changed = fooled.found
+            name = f"{rank:05}-input{fooled.point.row}-class{fooled.point.label}-seen-as-{changed.predicted}"
+            picture = triptych(fooled.panels(answers.campaign, layout), zoom)
+            (folder / f"{name}-distance{changed.distance}.png").write_bytes(picture)
     except OSError as error:
         raise StoreError(f"{folder}: can't be written ({error.strerror or error})") from error
     return len(found)

@@ -191,6 +191,12 @@ def column(browser: Any, number: int) -> list[str]:
     )
 
 
+def choose(browser: Any, name: str, value: str) -> None:
+    from selenium.webdriver.support.select import Select
+
+    Select(browser.find_element("id", f"filter-{name}")).select_by_value(value)
+
+
 def test_sorting_and_filtering(browser: Any, small_page: Path) -> None:
     browser.get(small_page.as_uri())
     assert browser.find_element("id", "count").text == "120 answers"
@@ -203,17 +209,20 @@ def test_sorting_and_filtering(browser: Any, small_page: Path) -> None:
     heads[5].click()
     seconds = [float(value) for value in column(browser, 5)]
     assert seconds == sorted(seconds)
-    browser.find_element("css selector", "#filter-verdict option[value=unknown]").click()
+    choose(browser, "verdict", "unknown")
     assert browser.find_element("id", "count").text == "1 of 120 answers"
     assert column(browser, 4) == ["unknown"]
-    browser.find_element("css selector", "#filter-verdict option[value='']").click()
-    browser.find_element("css selector", "#filter-radius option[value='4']").click()
+    choose(browser, "verdict", "")
+    choose(browser, "radius", "4")
     assert set(column(browser, 3)) == {"4"}
-    browser.find_element("id", "filter-text").send_keys("seen as 1 distance")
+    browser.find_element("id", "filter-text").send_keys("Seen as 1 at")
     assert column(browser, 6)
     assert all("seen as 1 at distance" in text for text in column(browser, 6))
     browser.find_element("id", "filter-text").send_keys(" nowhere")
     assert column(browser, 0) == []
+    browser.find_element("id", "filter-text").clear()
+    browser.find_element("id", "filter-text").send_keys("17")
+    assert column(browser, 0) == ["17"]
     assert browser.execute_script("return document.querySelector('h1').textContent") == HOSTILE
     assert browser.get_log("browser") == []
 

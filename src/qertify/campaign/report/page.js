@@ -20,12 +20,10 @@
 
   function choose() {
     const verdict = fields.verdict.value, label = fields.label.value, radius = fields.radius.value;
-    const words = fields.text.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+    const wanted = fields.text.value.trim().toLowerCase(), number = /^\d+$/.test(wanted);
     rows = data.rows.filter((row) => {
       if ((verdict && row[4] !== verdict) || (label && String(row[1]) !== label) || (radius && row[3] !== radius)) return false;
-      if (!words.length) return true;
-      const text = `${row[0]} ${names[row[4]]} ${row[6]}`.toLowerCase();
-      return words.every((word) => text.includes(word));
+      return number ? String(row[0]) === wanted : `${names[row[4]]} ${row[6]}`.toLowerCase().includes(wanted);
     });
     const sign = down ? -1 : 1;
     rows.sort((a, b) => sign * compare(key(a), key(b)) || a[0] - b[0] || compare(order.get(a[3]), order.get(b[3])));
@@ -72,7 +70,7 @@
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     choose();
   }));
-  Object.values(fields).forEach((field) => field.addEventListener("input", choose));
+  Object.values(fields).forEach((field) => field.addEventListener(field === fields.text ? "input" : "change", choose));
   get("filters").addEventListener("submit", (event) => event.preventDefault());
   get("previous").addEventListener("click", () => { page -= 1; draw(); });
   get("next").addEventListener("click", () => { page += 1; draw(); });

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,35 @@ def test_radius_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
         found = [(s.result.verified_radius, s.result.refuted_radius, s.result.exact) for s in store.searches()]
         assert not store.campaign.labelled
     assert all(exact and refuted == verified + 1 for verified, refuted, exact in found)
+
+
+def test_real_inputs_are_replayed_on_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.conformance.onnx_models import mlp, quantized
+
+    monkeypatch.chdir(tmp_path)
+    network = mlp()
+    quantized(network, tmp_path / "m.onnx", "QDQ", "QUInt8", "QInt8", False)
+    inputs = np.random.default_rng(0).standard_normal((3, *network.shape)).astype(np.float32)
+    np.save(tmp_path / "x.npy", inputs)
+    campaign = ["campaign", "m.onnx", "--inputs", "x.npy", "--timeout", "5", "--out", "r.db"]
+    status, _, err = call(capsys, *campaign, "--radius", "1")
+    assert (status, "name the unit" in err) == (2, True)
+    assert call(capsys, *campaign, "--radius", "1/100", "1.5", "3", "--search-radius", "20", "--radius-unit", "real")[0] == 0
+    with open_store(tmp_path / "r.db") as store:
+        records, searches = list(store.records()), list(store.searches())
+        assert store.campaign.radii == ("1/100", "3/2", "3")
+    found = [record for record in records if record.result.counterexample is not None]
+    assert any(record.implied_by is not None for record in found)
+    for record in found:
+        example = record.result.counterexample
+        assert example is not None
+        assert example.input is not None
+        assert example.replayed_on.startswith("onnxruntime ")
+        assert np.abs(np.float32(example.input) - inputs[record.position].reshape(-1)).max() <= Fraction(record.radius)
+    assert len(searches) == 3
 
 
 def test_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

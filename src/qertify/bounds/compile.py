@@ -277,6 +277,9 @@ class _Builder:
         equation_size = np.abs(matrix[:, 0]) + np.abs(inputs) @ largest_x + np.abs(values) @ largest_y
         convert = torch.from_numpy
         bounds = [np.concatenate([pair[side] for pair in self.ranges]).astype(np.float64) for side in (0, 1)]
+        if count and max(equation_size.max(), *(np.abs(bound).max() for bound in bounds)) >= EXACT_FLOAT64 / 2:
+            reason = "sums of 2⁵² or more are not supported by the bounds"
+            raise UnsupportedModelError(self.units[-1].node, "network", None, reason)
         return Program(
             units=tuple(self.units),
             blocks=tuple(self.blocks),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -23,6 +23,7 @@ from qertify.bounds.program import Program
 from qertify.bounds.tighten import propagate
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
+from qertify.search.domains import Subproblem, objectives, root_domains
 from qertify.specification.cases import Case
 from qertify.specification.splitting import Splitter
 
@@ -140,29 +141,6 @@ class _Waiting:
     side: int = 0
 
 
-def root_domains(program: Program, cases: list[Case]) -> Domains:
-    """The domain of each case: the whole box with the case's bounds on output accumulators."""
-    low, high = (bound.repeat(len(cases), 1) for bound in (program.low, program.high))
-    objective, limit = _objectives(program, cases)
-    outputs = program.output_units()
-    for row, case in enumerate(cases):
-        for index, bound in case.upper:
-            high[row, outputs[index]] = min(float(high[row, outputs[index]]), bound)
-        for index, bound in case.lower:
-            low[row, outputs[index]] = max(float(low[row, outputs[index]]), bound)
-    return Domains(low, high, objective, limit)
-
-
-def _objectives(program: Program, cases: list[Case]) -> tuple[Tensor, Tensor]:
-    outputs = program.output_units()
-    objective = torch.zeros(len(cases), len(program.units), dtype=torch.float64, device=program.low.device)
-    for row, case in enumerate(cases):
-        for index, weight in case.weights:
-            objective[row, outputs[index]] = weight
-    limit = torch.tensor([float(case.limit) for case in cases], dtype=torch.float64, device=program.low.device)
-    return objective, limit
-
-
 class BranchAndBound:
     """One search. `run` may be called again after a time-out, to go on.
 
@@ -194,6 +172,7 @@ class BranchAndBound:
         self._stuck: list[_Open] = []
         self._counter = 0
         self._deadline: float | None = None
+        self._stopped: Callable[[], bool] = lambda: False
         self._nodes = 0
         self._leaf_solvers: set[str] = set()
         row_bytes = 16 * len(program.units) + 512
@@ -206,7 +185,7 @@ class BranchAndBound:
         ]
 
     def _late(self) -> bool:
-        return self._deadline is not None and time.monotonic() > self._deadline
+        return self._stopped() or (self._deadline is not None and time.monotonic() > self._deadline)
 
     @property
     def nodes(self) -> int:
@@ -218,11 +197,31 @@ class BranchAndBound:
         """Domains neither closed nor split yet."""
         return len(self._queue) + len(self._waiting) + len(self._stuck)
 
+    def add(self, subproblems: Iterable[Subproblem]) -> None:
+        """Search these domains, too."""
+        self._waiting += [_Waiting(item.case, item.low, item.high, item.depth, -1) for item in subproblems]
+
+    def hand_over(self) -> list[Subproblem]:
+        """Take all open domains out of the search, split where it was about to split them."""
+        items = [item for _, _, item in sorted(self._queue, key=lambda entry: entry[:2])]
+        found = [Subproblem(item.case, item.low, item.high, -torch.inf, item.depth) for item in self._waiting]
+        found += [Subproblem(item.case, item.low, item.high, item.margin, item.depth, True) for item in self._stuck]
+        self._waiting, self._queue, self._stuck = [], [], []
+        for item in items:
+            if item.fixed and not item.bisect:
+                found.append(Subproblem(item.case, item.low, item.high, item.margin, item.depth))
+                continue
+            self._divide(item)
+            found += [Subproblem(part.case, part.low, part.high, item.margin, part.depth) for part in self._waiting]
+            self._waiting = []
+        return found
+
     def run(
         self,
         deadline: float | None = None,
         max_nodes: int | None = None,
         report: Callable[[BranchAndBound], None] | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> SearchOutcome:
         """Search until every domain is closed, a counterexample replays, or a limit is reached.
 
@@ -230,8 +229,9 @@ class BranchAndBound:
             deadline: of `time.monotonic`.
             max_nodes: total number of domains to bound.
             report: called after every batch.
+            stopped: polled; once it is true, the search ends as at the deadline.
         """
-        self._deadline = deadline
+        self._deadline, self._stopped = deadline, stopped
         while self._waiting or self._queue:
             if self._late() or (max_nodes is not None and self._nodes >= max_nodes):
                 return self._outcome(None)
@@ -269,7 +269,7 @@ class BranchAndBound:
         kept = torch.nonzero(~empty)[:, 0]
         if not len(kept):
             return None
-        domains = Domains(low[kept], high[kept], *_objectives(self._program, [cases[row] for row in kept.tolist()]))
+        domains = Domains(low[kept], high[kept], *objectives(self._program, [cases[row] for row in kept.tolist()]))
         relaxation = self._relaxer.relax(domains)
         proof = prove(self._program, domains, relaxation.multipliers)
         self._record(proof, [batch[row].node for row in kept.tolist()])
@@ -354,29 +354,32 @@ class BranchAndBound:
                 self._push(item)
         for _ in range(min(BATCH // 2, len(self._queue))):
             _, _, item = heapq.heappop(self._queue)
-            if item.bisect:
-                self._mark(item, "split")
-                domains = list(self._splitter.bisect(item.case))
-                for case in domains:
-                    self._wait_case(item, case)
-            elif item.fixed:
-                answer = self._leaf(item.case, item.low, item.high)
-                if answer.closure is Closure.COUNTEREXAMPLE:
-                    return answer.counterexample
-                if answer.closure is Closure.EMPTY:
-                    self._leaf_solvers.add(answer.by)
-                    self._mark(item, answer.by)
-                else:
-                    self._stuck.append(item)
+            if item.bisect or not item.fixed:
+                self._divide(item)
+                continue
+            answer = self._leaf(item.case, item.low, item.high)
+            if answer.closure is Closure.COUNTEREXAMPLE:
+                return answer.counterexample
+            if answer.closure is Closure.EMPTY:
+                self._leaf_solvers.add(answer.by)
+                self._mark(item, answer.by)
             else:
-                self._mark(item, "split")
-                below, above = item.high.clone(), item.low.clone()
-                below[item.unit], above[item.unit] = item.threshold - 1, item.threshold
-                for side, low, high in ((-1, item.low, below), (1, above, item.high)):
-                    split = (item.unit, int(item.threshold), side)
-                    node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)
-                    self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side))
+                self._stuck.append(item)
         return None
+
+    def _divide(self, item: _Open) -> None:
+        """Let the parts of a domain wait in its place."""
+        self._mark(item, "split")
+        if item.bisect:
+            for case in self._splitter.bisect(item.case):
+                self._wait_case(item, case)
+            return
+        below, above = item.high.clone(), item.low.clone()
+        below[item.unit], above[item.unit] = item.threshold - 1, item.threshold
+        for side, low, high in ((-1, item.low, below), (1, above, item.high)):
+            split = (item.unit, int(item.threshold), side)
+            node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)
+            self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side))
 
     def _wait_case(self, item: _Open, case: Case) -> None:
         node = -1 if self._tree is None else self._tree.add(item.node, case, None)

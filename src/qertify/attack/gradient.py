@@ -30,9 +30,7 @@ def forward(program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def gradient(program: Program, y: Tensor, objective: Tensor, leak: Tensor) -> Tensor:
     """Straight-through gradient of objective·z with respect to the inputs, (batch, n); leak is (batch, 1)."""
-    width = torch.isfinite(program.thresholds).sum(-1)
-    inside = (y > program.first_value) & (y < program.first_value + width)
-    slope = torch.where(inside, 1.0, leak) / program.spacing * program.has_value
+    slope = torch.where(program.inside(y), 1.0, leak) / program.spacing * program.has_value
     weight = objective.clone()
     for start, stop in reversed(program.blocks):
         weight[:, start:stop] += (weight @ program.unit_matrix[:, start:stop]) * slope[:, start:stop]

@@ -27,7 +27,8 @@ def _smooth_values(program: Program, z: Tensor) -> Tensor:
     width = torch.isfinite(program.thresholds).sum(-1)
     line = (z - program.thresholds[:, 0]) / program.spacing + 0.5
     ramp = torch.minimum(line.clamp(min=0), width.to(line.dtype))
-    return torch.where(program.has_value > 0, program.first_value + ramp, 0.0)
+    smooth = torch.where(program.has_value > 0, program.first_value + ramp, 0.0)
+    return smooth if program.divisor is None else torch.where(program.divisor > 0, program.values(z), smooth)
 
 
 def _score(program: Program, base: Tensor, objective: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ For a linear objective c on accumulators and ANY multipliers λ,
 
 is a lower bound of c·z over the domain: every accumulator equation is relaxed with its multiplier, the rest separates.
 λ may come from anywhere; here it is rounded to multiples of 2^−s and g is computed in float64 on integers, where every
-partial sum is proved to stay below 2⁵³, so that no operation rounds. (The dual of staircase-constrained networks follows
+partial sum is proved to stay below 2⁵³, so that no operation rounds; where that leaves too few bits for λ, the same is
+done in int64. (The dual of staircase-constrained networks follows
 Dvijotham et al., UAI 2018; its integer evaluation is what makes it a proof.)
 """
 
@@ -22,7 +23,13 @@ from qertify.bounds.program import Program
 
 EXACT = float(1 << 52)
 """Partial sums must stay below half of 2⁵³; the half pays for rounding in the computation of the bound on them itself."""
+WIDE_EXACT = float(1 << 61)
+"""The same for sums in int64."""
 MAX_SCALE_BITS = 40
+ENOUGH_BITS = 16
+"""With fewer bits of λ than this, float64 is not used."""
+PART = 1 << 22
+"""Multipliers are split at this power of two, so that float64 matrix products of the parts do not round."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +78,14 @@ def corners(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor
     left = [torch.maximum(program.threshold(value), low) for value in picked]
     right = [torch.minimum(program.threshold(value + 1) - 1, high) for value in picked]
     y = torch.stack(picked, dim=-1)
-    return torch.cat([torch.stack(left, dim=-1), torch.stack(right, dim=-1)], dim=-1), torch.cat([y, y], dim=-1)
+    z, y = torch.cat([torch.stack(left, dim=-1), torch.stack(right, dim=-1)], dim=-1), torch.cat([y, y], dim=-1)
+    if program.divisor is None:
+        return z, y
+    rectifier, divisor = program.divisor[:, None] > 0, program.divisor.clamp(min=1)
+    below, above = torch.floor(low / divisor) * divisor, torch.ceil(high / divisor) * divisor  # y is an integer there
+    kink = torch.minimum(below.clamp(min=0), above)
+    kinked = torch.stack([below, kink, kink, above] * 2, dim=-1)
+    return torch.where(rectifier, kinked, z), torch.where(rectifier, kinked.clamp(min=0) / divisor[:, None], y)
 
 
 def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -90,6 +104,8 @@ def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers:
     slope = total @ program.unit_matrix
     result = total @ program.constant
     result = result + torch.minimum(inputs * program.input_low, inputs * program.input_high).sum(-1)
+    if program.slack is not None:
+        result = result - total.abs() @ program.slack
     return result + _unit_terms(program, slope, multipliers, z, y).sum(-1)
 
 
@@ -122,6 +138,42 @@ class Proof:
     margin: Tensor
 
 
+def _narrow(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers: Tensor, bits: Tensor) -> Tensor:
+    """⌈g(λ)⌉ of `value`, exact; dividing by a power of two does not round."""
+    scale = torch.exp2(bits)
+    return torch.ceil(value(program, domains, z, y, multipliers, scale[:, None]) / scale)
+
+
+def _wide_product(total: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """total @ matrix in int64, and whether each row of it is exact; total is int64, the matrix holds integers in float64."""
+    high = total >> 22
+    low = total - (high << 22)
+    reach = matrix.abs().sum(0).amax() if matrix.numel() else torch.zeros((), device=matrix.device)
+    exact = torch.maximum(high.abs().amax(-1), torch.tensor(PART)).double() * reach < EXACT
+    products = [torch.where(exact[:, None], part.double() @ matrix, 0.0).long() for part in (high, low)]
+    return (products[0] << 22) + products[1], exact
+
+
+def _wide_value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers: Tensor, bits: Tensor) -> Tensor:
+    """⌈g(λ)⌉ of `value` in int64, as float64; multipliers are λ·2^bits. −∞ where a product may round.
+
+    `magnitude` must have been proved to stay below `WIDE_EXACT`.
+    """
+    multipliers, bits = multipliers.long(), bits.long()
+    total = (domains.objective.long() << bits[:, None]) + multipliers
+    inputs, inputs_exact = _wide_product(total, program.input_matrix)
+    slope, slope_exact = _wide_product(total, program.unit_matrix)
+    result = (total * program.constant.long()).sum(-1)
+    result += torch.minimum(inputs * program.input_low.long(), inputs * program.input_high.long()).sum(-1)
+    if program.slack is not None:
+        result -= (total.abs() * program.slack.long()).sum(-1)
+    z, y = z.long(), y.long()
+    least = (slope[..., None] * y - multipliers[..., None] * z).amin(-1)
+    crowded = (y[..., 3] - y[..., 0] > 3) & (program.unevenness > 0)
+    result += (least - torch.where(crowded, multipliers.abs() * program.unevenness.long(), 0)).sum(-1)
+    return torch.where(inputs_exact & slope_exact, -((-result) >> bits).double(), -torch.inf)
+
+
 def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple[Tensor, Tensor] | None = None) -> Proof:
     """Round λ to integers and evaluate g exactly.
 
@@ -134,10 +186,17 @@ def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple
     """
     z, y = corners(program, domains.low, domains.high) if corner is None else corner
     clean = torch.nan_to_num(multipliers, nan=0.0, posinf=0.0, neginf=0.0)
-    room = EXACT / 4 / magnitude(program, domains, clean).clamp(min=1)
-    bits = torch.log2(room).floor().clamp(0, MAX_SCALE_BITS)
+    size = magnitude(program, domains, clean).clamp(min=1)
+    bits = torch.log2(EXACT / 4 / size).floor().clamp(0, MAX_SCALE_BITS)
+    wide = bits < ENOUGH_BITS
+    bits = torch.where(wide, torch.log2(WIDE_EXACT / 4 / size).floor().clamp(0, MAX_SCALE_BITS), bits)
     scale = torch.exp2(bits)
     rounded = torch.round(clean * scale[:, None])
-    proved = magnitude(program, domains, rounded, scale[:, None]) + domains.limit.abs() * scale < EXACT
-    exact = torch.where(proved, value(program, domains, z, y, rounded, scale[:, None]), -torch.inf)
-    return Proof(rounded, bits, torch.ceil(exact / scale) - domains.limit - 1)  # dividing by a power of two is exact
+    proved = magnitude(program, domains, rounded, scale[:, None]) + domains.limit.abs() * scale < torch.where(
+        wide, WIDE_EXACT, EXACT
+    )
+    bound = torch.full_like(domains.limit, -torch.inf)
+    for rows, evaluate in ((proved & ~wide, _narrow), (proved & wide, _wide_value)):
+        if bool(rows.any()):
+            bound[rows] = evaluate(program, domains.pick(rows), z[rows], y[rows], rounded[rows], bits[rows])
+    return Proof(rounded, bits, bound - domains.limit - 1)

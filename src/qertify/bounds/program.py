@@ -5,9 +5,12 @@ y_u = σ_u(z_u); each accumulator is an exact affine function of the inputs and 
 
     z = input_matrix · x + unit_matrix · y + constant.
 
-Output accumulators are units without a value. Where a node is not of this form (a table, a product), an affine map takes
-its place, and an additional input, confined to the range of the error, makes up the difference. All entries are
-integers, held exactly in float64.
+Output accumulators are units without a value, and so are *rows*, affine functions of which only a range is known. Where a
+node is not of this form (a table, a product), an affine map takes its place, and an additional input, confined to the
+range of the error, makes up the difference. All entries are integers, held exactly in float64.
+
+Float networks are of this form too, in fixed point: their accumulators are real numbers, known up to a slack, and their
+units are rectifiers y = max(z, 0) / divisor.
 """
 
 from __future__ import annotations
@@ -53,7 +56,10 @@ class Program:
         unevenness: (N,), 0 where the thresholds are exactly even, else a bound on how far two deviations from a
             line differ, an integer.
         has_value: (N,), 1 for hidden units, 0 for output accumulators.
-        equation_size: (N,), bound on |constant| + Σ|input_matrix|·max(|x|, 1) + Σ|unit_matrix|·max(|y|, 1), not an integer.
+        equation_size: (N,), bound on |constant| + Σ|input_matrix|·max(|x|, 1) + Σ|unit_matrix|·max(|y|, 1) + slack, not an
+            integer.
+        divisor: (N,), a power of two for rectifiers, 0 for other units; None where all units are staircases.
+        slack: (N,), by how much an accumulator may differ from its equation, in integers; None where by nothing.
     """
 
     units: tuple[Unit, ...]
@@ -72,6 +78,8 @@ class Program:
     unevenness: Tensor
     has_value: Tensor
     equation_size: Tensor
+    divisor: Tensor | None = None
+    slack: Tensor | None = None
 
     def to(self, device: str) -> Program:
         """The same program with its tensors on another device."""
@@ -85,8 +93,26 @@ class Program:
         return {unit.label: position for position, unit in enumerate(self.units) if unit.label is not None}
 
     def values(self, z: Tensor) -> Tensor:
-        """σ_u(z_u), shape (batch, N)."""
-        return self.first_value + torch.searchsorted(self.thresholds, z.T.contiguous(), right=True).T * self.has_value
+        """σ_u(z_u), shape (batch, N); integers but for rectifiers."""
+        result = self.first_value + torch.searchsorted(self.thresholds, z.T.contiguous(), right=True).T * self.has_value
+        if self.divisor is None:
+            return result
+        return torch.where(self.divisor > 0, z.clamp(min=0) / self.divisor.clamp(min=1), result)
+
+    def value_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers around σ_u on low … high, (batch, N) each."""
+        first, last = self.values(low), self.values(high)
+        return (first, last) if self.divisor is None else (first.floor(), last.ceil())
+
+    def inside(self, y: Tensor) -> Tensor:
+        """Whether a value is neither the least nor the greatest of its unit, (batch, N)."""
+        width = torch.isfinite(self.thresholds).sum(-1)
+        result = (y > self.first_value) & (y < self.first_value + width)
+        return result if self.divisor is None else torch.where(self.divisor > 0, y > 0, result)
+
+    def gap(self, unit: int) -> float:
+        """Distance between the two parts of a split: 1 for integer accumulators, 0 for real ones, whose parts share a point."""
+        return 1.0 if self.divisor is None or not bool(self.divisor[unit]) else 0.0
 
     def threshold(self, value: Tensor) -> Tensor:
         """T_u(value_u), shape (batch, N); −infinity at or below the least value, +infinity above the greatest."""

@@ -32,15 +32,17 @@ def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
     low, high = low.clone(), high.clone()
     inputs_low, inputs_high = input_range(program)
     positive, negative = program.unit_matrix.clamp(min=0), program.unit_matrix.clamp(max=0)
-    first, last = program.values(low), program.values(high)
+    slack = torch.zeros_like(program.constant) if program.slack is None else program.slack
+    first, last = program.value_range(low, high)
     for start, stop in program.blocks[1:]:
         more, less = positive[start:stop], negative[start:stop]
-        base = program.constant[start:stop]
-        low[:, start:stop] = torch.maximum(low[:, start:stop], first @ more.T + last @ less.T + inputs_low[start:stop] + base)
-        high[:, start:stop] = torch.minimum(
-            high[:, start:stop], last @ more.T + first @ less.T + inputs_high[start:stop] + base
+        least, greatest = (
+            (inputs_low + program.constant - slack)[start:stop],
+            (inputs_high + program.constant + slack)[start:stop],
         )
-        first, last = program.values(low), program.values(high)
+        low[:, start:stop] = torch.maximum(low[:, start:stop], first @ more.T + last @ less.T + least)
+        high[:, start:stop] = torch.minimum(high[:, start:stop], last @ more.T + first @ less.T + greatest)
+        first, last = program.value_range(low, high)
     return low, high, (low > high).any(-1)
 
 
@@ -58,6 +60,7 @@ def tighten(program: Program, late: Callable[[], bool] = lambda: False) -> Progr
     The result's accumulator ranges hold on the whole box: each was proved in integers. Once ``late()``, the multipliers at
     hand are used.
     """
+    integral = 1 if program.divisor is None else 0  # a margin is rounded up to the next integer, which holds for integers only
     for start, stop in program.blocks[1:]:
         relaxer = InteriorPoint(program, late)
         chosen = torch.arange(start, stop)
@@ -69,7 +72,7 @@ def tighten(program: Program, late: Callable[[], bool] = lambda: False) -> Progr
                 objective[torch.arange(count), part] = sign
                 limit = (program.high if sign > 0 else -program.low)[part]
                 domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
-                bound = prove(program, domains, relaxer.relax(domains).multipliers).margin + limit + 1
+                bound = prove(program, domains, relaxer.relax(domains).multipliers).margin + limit + integral
                 if sign > 0:
                     low[part] = torch.maximum(low[part], bound)
                 else:

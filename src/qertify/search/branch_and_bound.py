@@ -375,7 +375,7 @@ class BranchAndBound:
                 self._wait_case(item, case)
             return
         below, above = item.high.clone(), item.low.clone()
-        below[item.unit], above[item.unit] = item.threshold - 1, item.threshold
+        below[item.unit], above[item.unit] = item.threshold - self._program.gap(item.unit), item.threshold
         for side, low, high in ((-1, item.low, below), (1, above, item.high)):
             split = (item.unit, int(item.threshold), side)
             node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)

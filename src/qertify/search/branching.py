@@ -20,7 +20,7 @@ class Branches:
 
     Attributes:
         unit: (batch,), int64.
-        threshold: (batch,): the parts are z_unit ≤ threshold − 1 and z_unit ≥ threshold.
+        threshold: (batch,): the parts are z_unit ≤ threshold − gap and z_unit ≥ threshold, with the gap of `Program.gap`.
         score: (batch,): how much the relaxation cheats at that unit, in units of the objective; 0 if it cheats nowhere.
         fixed: (batch,): every value is fixed, so no unit can be split.
     """
@@ -76,6 +76,9 @@ def choose(program: Program, domains: Domains, relaxation: Relaxation, gains: Ga
     to_ceiling = torch.where(ceiling_flat, (z - ceiling_start).abs(), torch.inf)
     threshold = torch.where(to_floor <= to_ceiling, floor_end, ceiling_start)
     threshold = torch.where(floor_flat | ceiling_flat, threshold, program.threshold(inside))
+    if program.divisor is not None:
+        free = torch.where(program.divisor > 0, (domains.low < 0) & (domains.high > 0), free)
+        threshold = torch.where(program.divisor > 0, 0.0, threshold)
     # where the relaxation cheats nowhere, split the unit that matters most
     cheat_or_width = cheat + NOTHING * slope * (last - first) + NOTHING**2
     below, above = (estimate * cheat_or_width for estimate in gains.estimates())

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qertify.bounds.dual import Domains, prove
+from qertify.bounds.dual import Domains, Proof, prove
 from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program
 
@@ -54,7 +54,11 @@ def input_range(program: Program) -> tuple[Tensor, Tensor]:
     return least, greatest
 
 
-def tighten(program: Program, late: Callable[[], bool] = lambda: False) -> Program:
+Keep = Callable[[int, Tensor, float, Proof, Tensor], None]
+"""Gets the proofs of ranges: block, units, sign, the proof, and which rows of it improve a range."""
+
+
+def tighten(program: Program, late: Callable[[], bool] = lambda: False, keep: Keep | None = None) -> Program:
     """Tighten the root ranges of all units behind the first block with dual bounds, block by block.
 
     The result's accumulator ranges hold on the whole box: each was proved in integers. Once ``late()``, the multipliers at
@@ -72,7 +76,10 @@ def tighten(program: Program, late: Callable[[], bool] = lambda: False) -> Progr
                 objective[torch.arange(count), part] = sign
                 limit = (program.high if sign > 0 else -program.low)[part]
                 domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
-                bound = prove(program, domains, relaxer.relax(domains).multipliers).margin + limit + integral
+                proof = prove(program, domains, relaxer.relax(domains).multipliers)
+                bound = proof.margin + limit + integral
+                if keep is not None:
+                    keep(start, part, sign, proof, bound > (program.low if sign > 0 else -program.high)[part])
                 if sign > 0:
                     low[part] = torch.maximum(low[part], bound)
                 else:

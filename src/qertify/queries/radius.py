@@ -17,6 +17,7 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
 from qertify.queries.robustness import local_robustness, verify
 from qertify.result import SCHEMA_VERSION, Counterexample, Reason, Result, Verdict
+from qertify.search.question import Decision
 from qertify.specification.property import Ties
 
 LEAST_SECONDS = 0.5
@@ -153,6 +154,7 @@ def maximum_radius(
     options: Options | None = None,
     progress: Callable[[str], None] | None = None,
     improved: Callable[[RadiusResult], None] | None = None,
+    decided: Callable[[int, Decision], None] | None = None,
 ) -> RadiusResult:
     """The largest radius, in levels of the quantized input, at which the label wins everywhere.
 
@@ -162,6 +164,7 @@ def maximum_radius(
         options: engines and limits; ``timeout`` is for the whole search, which then ends with an interval.
         progress: gets one line a stage.
         improved: gets the interval known so far after every question.
+        decided: gets each radius that the engines were asked about, and what they decided.
 
     Returns:
         verified and refuted radius; together they are the exact answer or an interval around it.
@@ -176,7 +179,8 @@ def maximum_radius(
 
     def ask(radius: int, limited: Options) -> Result:
         query = local_robustness(network, centre, radius, label=label, target=target, ties=ties)
-        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"))
+        keep = None if decided is None else lambda decision: decided(radius, decision)
+        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep)
 
     if max_radius is not None and max_radius < 0:
         raise InvalidInputError(f"the maximum radius {max_radius} is negative")

@@ -80,13 +80,19 @@ def local_robustness(
     return RobustnessQuery(network, centre, region, Classification(label, target, ties), Fraction(radius))
 
 
-def verify(query: RobustnessQuery, options: Options | None = None, progress: Callable[[str], None] | None = None) -> Result:
+def verify(
+    query: RobustnessQuery,
+    options: Options | None = None,
+    progress: Callable[[str], None] | None = None,
+    decided: Callable[[Decision], None] | None = None,
+) -> Result:
     """Decide a robustness query with a proof or a replayed counterexample.
 
     Args:
         query: the question.
         options: engines and limits; the defaults use all engines without a limit.
         progress: gets one line a stage.
+        decided: gets what the engines decided, before it becomes a verdict; a certificate is written from it.
 
     Returns:
         robust (with exact evidence), non_robust (with a counterexample), misclassified, or unknown with its reason.
@@ -110,6 +116,8 @@ def verify(query: RobustnessQuery, options: Options | None = None, progress: Cal
         decision, verdict = Decision(method="evaluate"), Verdict.MISCLASSIFIED
     else:
         decision = decide(network, query.region, property_, options, progress or (lambda _: None), deadline)
+        if decided is not None:
+            decided(decision)
         verdict = _verdict(decision, options)
     return Result(
         model_digest=network.digest,

@@ -16,6 +16,7 @@ from qertify.network.ranges import ranges
 from qertify.options import Method, Options
 from qertify.result import Reason
 from qertify.search import stages
+from qertify.search.proof import ProofLog
 from qertify.search.question import Decision, Question
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Property, splitter_of
@@ -71,7 +72,7 @@ def decide(
         InvalidInputError: the property does not fit the network's outputs.
     """
     property_.check(network.output_size)
-    decision = Decision()
+    decision = Decision(proof=ProofLog() if options.keep_proof else None)
 
     def explain(line: str) -> None:
         decision.explanation.append(line)
@@ -101,6 +102,8 @@ def decide(
                 return decision
             stage(question)
             if decision.settled:
+                if decision.proof is not None:
+                    decision.proof.program, decision.proof.cases = question.program, question.cases
                 return decision
     decision.reason = Reason.TIMEOUT if question.late() else Reason.UNSUPPORTED
     return decision

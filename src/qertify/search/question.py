@@ -23,6 +23,7 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Options
 from qertify.result import Evidence, Reason
 from qertify.search.branch_and_bound import SearchTree
+from qertify.search.proof import ProofLog
 from qertify.specification.cases import Case
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Property, Splitter
@@ -44,6 +45,7 @@ class Decision:
         counterexample: replayed input codes, flattened, if it is refuted.
         reason: set if it is undecided.
         method: the stage that decided.
+        tree, proof: what a certificate is written from, if they were kept.
     """
 
     evidence: Evidence | None = None
@@ -55,6 +57,7 @@ class Decision:
     margin: int | None = None
     nearest: int | None = None
     tree: SearchTree | None = None
+    proof: ProofLog | None = None
     explanation: list[str] = field(default_factory=list[str])
 
     @property

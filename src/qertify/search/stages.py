@@ -135,7 +135,8 @@ def dual(question: Question) -> None:
     program = question.program
     assert program is not None
     if len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
-        question.program = program = tighten(program, question.late)
+        log = question.decision.proof
+        question.program = program = tighten(program, question.late, None if log is None else log.tighten)
         outputs = program.output_units()
         low, high = question.splitter.low.copy(), question.splitter.high.copy()
         for label, unit in outputs.items():
@@ -159,6 +160,9 @@ def dual(question: Question) -> None:
                 best = int(shortfall[mine].argmax())
                 left.append(several[best])
                 margins.append(proof.margin[mine][best])
+            elif question.decision.proof is not None:
+                best = int(torch.where(feasible, proof.margin, torch.inf)[mine].argmax())
+                question.decision.proof.close(several[best], proof, mine.start + best)
         if left:
             worst = int(torch.stack(margins).argmin())
             question.decision.margin, question.decision.nearest = _margin(margins[worst]), left[worst].competitor

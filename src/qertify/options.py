@@ -24,7 +24,8 @@ class Options:
 
     Attributes:
         method: the engines to use.
-        solver: "highs" or "cp-sat", for the ILP and for lattice leaves.
+        solver: of integer programs, for method ILP: "highs", "cp-sat", "scip" or "gurobi".
+        encoding: form of integer programs: "compact", or the published "one-hot".
         timeout: wall-clock limit in seconds, None for none.
         memory: limit of this process's memory in bytes that the search keeps to, None for none.
         seed: of everything random; the same seed gives the same answer on one machine.
@@ -37,6 +38,7 @@ class Options:
 
     method: Method = Method.AUTO
     solver: str = "highs"
+    encoding: str = "compact"
     timeout: float | None = None
     memory: int | None = None
     seed: int = 0
@@ -46,10 +48,12 @@ class Options:
     keep_proof: bool = False
 
     def __post_init__(self) -> None:
-        from qertify.ilp.solvers import SOLVERS
+        from qertify.ilp.solvers import require_solver
+        from qertify.ilp.steps import ENCODINGS
 
-        if self.solver not in SOLVERS:
-            raise InvalidInputError(f"unknown solver '{self.solver}'; known: {', '.join(SOLVERS)}")
+        require_solver(self.solver)
+        if self.encoding not in ENCODINGS:
+            raise InvalidInputError(f"unknown encoding '{self.encoding}'; known: {', '.join(ENCODINGS)}")
         if self.timeout is not None and not self.timeout > 0:
             raise InvalidInputError(f"timeout {self.timeout} must be positive")
         if self.memory is not None and self.memory <= 0:

@@ -1,4 +1,4 @@
-"""The integer programs against exhaustive enumeration, with both solvers in one long-lived child process each."""
+"""The integer programs against exhaustive enumeration, with every solver in one long-lived child process each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import pytest
 from qertify.ilp.engine import IlpAnswer, IlpEngine, decide, engine_for
 from qertify.ilp.model import Status
 from qertify.ilp.process import SolverProcesses
-from qertify.ilp.solvers import EXACT_SOLVERS, SOLVERS
+from qertify.ilp.solvers import EXACT_SOLVERS
+from qertify.ilp.steps import ENCODINGS
 from qertify.network.evaluate import evaluate, evaluate_nodes
 from qertify.network.network import Network
 from qertify.network.nodes import NODE_KINDS, Dense, Staircase
+from qertify.network.ranges import full_range, ranges
 from qertify.network.staircase import Steps
 from qertify.network.tensor import IntegerArray, as_integers
 from qertify.specification.property import Classification, Ties
@@ -24,6 +26,7 @@ from qertify.specification.region import IntegerBox, linf_ball
 from tests.data import images, published_network, shared_data
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network, violated_somewhere
+from tests.solvers import ALL, needs
 
 LIMIT = 30.0
 LARGEST = 4096
@@ -59,14 +62,26 @@ def _check(engine: IlpEngine, answer: IlpAnswer, solver: str, truth: bool, what:
         assert answer.exact == (solver in EXACT_SOLVERS)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(("make", "count"), [(random_network, 1000), (random_graph, 1200)])
-def test_agrees_with_enumeration(processes: SolverProcesses, solver: str, make, count: int) -> None:
+@pytest.mark.parametrize(
+    ("solver", "encoding", "count"),
+    [
+        ("highs", "compact", 1000),
+        ("cp-sat", "compact", 1000),
+        ("highs", "one-hot", 300),
+        ("cp-sat", "one-hot", 600),
+        pytest.param("scip", "compact", 150, marks=needs("scip")),
+        pytest.param("scip", "one-hot", 150, marks=needs("scip")),
+        pytest.param("gurobi", "compact", 250, marks=needs("gurobi")),
+        pytest.param("gurobi", "one-hot", 250, marks=needs("gurobi")),
+    ],
+)
+@pytest.mark.parametrize("make", [random_network, random_graph])
+def test_agrees_with_enumeration(processes: SolverProcesses, solver: str, encoding: str, count: int, make) -> None:
     generator, seen, kinds = np.random.default_rng(count), Counter(), Counter()
     for number in range(count):
         network = make(generator)
         box, property_ = _question(generator, network)
-        engine = engine_for(network, box, property_, processes, seed=number)
+        engine = engine_for(network, box, property_, processes, seed=number, encoding=encoding)
         answer = engine.decide(engine.splitter.cases(), solver, time.monotonic() + LIMIT)
         truth = violated_somewhere(network, box, property_)
         _check(engine, answer, solver, truth, f"network {number}")
@@ -75,8 +90,33 @@ def test_agrees_with_enumeration(processes: SolverProcesses, solver: str, make, 
             kinds.update({type(node) for node in network.nodes})
     assert seen[True, True] > count // 10, seen
     assert seen[False, True] > count // 40, seen
-    if make is random_graph:
+    if make is random_graph and count >= 1000:
         assert all(kinds[kind] > 10 for kind in NODE_KINDS), kinds
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("make", [random_network, random_graph])
+def test_all_cases_in_one_program(processes: SolverProcesses, encoding: str, make) -> None:
+    """The program in which any of the cases holds, with and without interval arithmetic over the box."""
+    generator, seen = np.random.default_rng(21), Counter()
+    for number in range(250):
+        network = make(generator)
+        box, property_ = _question(generator, network)
+        known = ranges(network, *full_range(network)) if number % 2 else None
+        engine = replace(engine_for(network, box, property_, processes, known, encoding=encoding), propagate=known is None)
+        cases = engine.splitter.cases()
+        program = engine.encode(cases)
+        truth = violated_somewhere(network, box, property_)
+        if program is None:
+            assert not truth
+            continue
+        answer = engine.solve(program.program, "cp-sat", None)
+        assert answer.status is (Status.FEASIBLE if truth else Status.INFEASIBLE), number
+        if answer.values is not None:
+            assert engine.replay(program, answer.values) is not None
+        seen[truth, len(cases) > 1] += 1
+    assert min(seen.values()) > 10, seen
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("make", [random_network, random_graph])
@@ -148,7 +188,7 @@ def test_a_wrong_encoding_never_makes_a_counterexample(processes: SolverProcesse
         engine = engine_for(damaged, box, property_, processes)
         for case in engine.splitter.cases():
             expected = engine.decide_case(case, "cp-sat", None)
-            for solver in SOLVERS:
+            for solver in ("highs", "cp-sat"):
                 with monkeypatch.context() as patch:
                     patch.setattr("qertify.ilp.engine.evaluate", lambda _, codes, true=network: evaluate(true, codes))
                     answer = engine.decide_case(case, solver, None)
@@ -160,7 +200,7 @@ def test_a_wrong_encoding_never_makes_a_counterexample(processes: SolverProcesse
     assert dropped > 5
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ALL)
 def test_one_call_decides_a_point_box(solver: str) -> None:
     network = random_network(np.random.default_rng(0))
     centre = np.zeros(network.input_shape, dtype=np.int64)
@@ -170,7 +210,7 @@ def test_one_call_decides_a_point_box(solver: str) -> None:
     assert answer.exact
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ALL)
 def test_no_time_is_no_answer(solver: str) -> None:
     generator = np.random.default_rng(1)
     undecided = 0

@@ -22,11 +22,13 @@ from qertify._version import __version__
 from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
+    EncodingOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SolverOption,
     TrustCodeOption,
     VerboseOption,
     WeightsOption,
@@ -109,7 +111,8 @@ def campaign_command(
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Limit of one question, in seconds.")] = None,
     memory: Annotated[float | None, typer.Option(metavar="GB", help="Limit on the memory of all workers together.")] = None,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
-    solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
+    solver: SolverOption = "highs",
+    encoding: EncodingOption = "compact",
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
     cpu_class: Annotated[
         CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
@@ -129,7 +132,7 @@ def campaign_command(
 ) -> int:
     """Ask one model about many inputs and radii. Exit status: 0 complete, 3 the budget ran out, 130 interrupted."""
     channel: Channel = context.obj
-    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims)
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise InvalidInputError(f"budget {budget} must be a positive number of seconds")
     spelt = _radii(radius or [])

@@ -52,6 +52,8 @@ RuntimeOption = Annotated[
 TrustCodeOption = Annotated[
     bool, typer.Option("--trust-code", help="Let code in the model file run; a TorchScript file (.ts.pt) is a program.")
 ]
+SolverOption = Annotated[str, typer.Option("--solver", help="Solver of integer programs: highs, cp-sat, scip or gurobi.")]
+EncodingOption = Annotated[str, typer.Option("--encoding", help="Form of integer programs: compact or one-hot.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
 INPUT_HELP = "FILE, FILE[17] or FILE[0:10]: .npy, .npz or idx data."
@@ -94,11 +96,13 @@ def engine_options(
     device: str,
     cpu_class: CpuClass | None,
     accept_solver_claims: bool = False,
+    encoding: str = "compact",
 ) -> Options:
     """The engine flags as one value; memory in gigabytes.
 
     Raises:
-        InvalidInputError: an unknown solver or device, a limit that is not positive and finite, or no CUDA device.
+        InvalidInputError: an unknown solver, encoding or device, a limit that is not positive and finite, or no CUDA device.
+        MissingExtraError: a solver that is not installed.
     """
     for what, limit in (("timeout", timeout), ("memory limit", memory)):
         if limit is not None and not (math.isfinite(limit) and limit > 0):
@@ -106,6 +110,7 @@ def engine_options(
     options = Options(
         method=method,
         solver=solver,
+        encoding=encoding,
         timeout=timeout,
         memory=None if memory is None else int(memory * 1e9),
         seed=seed,

@@ -11,11 +11,13 @@ import typer
 from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
+    EncodingOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SolverOption,
     TrustCodeOption,
     VerboseOption,
     WeightsOption,
@@ -49,7 +51,8 @@ def radius_command(
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
-    solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
+    solver: SolverOption = "highs",
+    encoding: EncodingOption = "compact",
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
     cpu_class: Annotated[
         CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
@@ -57,12 +60,15 @@ def radius_command(
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
     memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
+    accept_solver_claims: Annotated[
+        bool, typer.Option("--accept-solver-claims", help="Take a floating-point solver's claim for a proof.")
+    ] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
     """Find the largest radius (input levels) at which X keeps its class. Exit status: 0 exact, 1 misclassified, 3 interval."""
     channel: Channel = context.obj
-    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class)
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.question import LabelFlags, RegionFlags, ask

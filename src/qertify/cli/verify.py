@@ -13,11 +13,13 @@ import typer
 from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
+    EncodingOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SolverOption,
     TrustCodeOption,
     VerboseOption,
     WeightsOption,
@@ -66,7 +68,8 @@ def verify_command(
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
-    solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
+    solver: SolverOption = "highs",
+    encoding: EncodingOption = "compact",
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
     cpu_class: Annotated[
         CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
@@ -85,7 +88,7 @@ def verify_command(
 ) -> int:
     """Decide whether every input near X keeps its class. Exit status: 0 robust, 1 not, 2 unusable input, 3 unknown."""
     channel: Channel = context.obj
-    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims)
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
     check_writable(save_counterexample, ".npy", "--save-counterexample")
     channel.limit(options.timeout, options.memory)
     stopped = Result(

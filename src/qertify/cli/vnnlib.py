@@ -12,11 +12,13 @@ import typer
 
 from qertify.cli.common import (
     BitsOption,
+    EncodingOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SolverOption,
     TrustCodeOption,
     VerboseOption,
     WeightsOption,
@@ -52,7 +54,8 @@ def vnnlib_command(
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
-    solver: Annotated[str, typer.Option(help="Integer programming solver: highs or cp-sat.")] = "highs",
+    solver: SolverOption = "highs",
+    encoding: EncodingOption = "compact",
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
     cpu_class: Annotated[
         CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
@@ -68,7 +71,7 @@ def vnnlib_command(
 ) -> int:
     """Decide what a VNN-LIB file states of a model. Exit status: 0 unsat, 1 sat (a counterexample), 2 unusable, 3 unknown."""
     channel: Channel = context.obj
-    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims)
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
     if result_file is not None:
         check_writable(result_file, result_file.suffix, "--result-file")
         _write(result_file, "unknown\n")  # what stands should the command be stopped before it has understood the question

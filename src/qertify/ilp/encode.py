@@ -1,4 +1,4 @@
-"""One case of a violation as an integer program, exactly: a feasible point is an input that violates the property.
+"""Cases of a violation as an integer program, exactly: a feasible point is an input that violates the property.
 
 Every input element, accumulator and unstable value is a column; rules for the node kinds are in the table at the end.
 Nothing is relaxed: each rule's rows admit exactly the integer points of the node's definition (network/evaluate.py).
@@ -16,7 +16,8 @@ from qertify.errors import UnsupportedModelError
 from qertify.ilp.builder import Builder, ContradictionError, Term, Values, concatenate
 from qertify.ilp.lines import line_through
 from qertify.ilp.model import MAGNITUDE_LIMIT, Program
-from qertify.ilp.steps import Unary, encode_levels, encode_unary
+from qertify.ilp.steps import Unary, encode_unary
+from qertify.ilp.violation import encode_violation
 from qertify.network.linear import absolute_sum, weight_of, windows
 from qertify.network.network import Network
 from qertify.network.nodes import (
@@ -44,11 +45,25 @@ Bounds = Mapping[str, tuple[IntegerArray, IntegerArray]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Distance:
+    """What is asked for is a violation at the least distance from a centre, in levels of the input.
+
+    Attributes:
+        centre: int64, the input shape.
+        least, greatest: only distances of this range count.
+    """
+
+    centre: IntegerArray
+    least: int
+    greatest: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoding:
     """A program and the way back from its points to inputs.
 
     Attributes:
-        program: feasible ⇔ the case has a violation in the box within the bounds.
+        program: feasible ⇔ some case has a violation in the box within the bounds; its objective is the distance, if asked for.
         column: int64, shape (inputs,): column of each input element, −1 for a constant one.
         constant: int64, shape (inputs,): the constant ones.
         pattern: int64: columns of the staircase and table values; with them fixed only a lattice question is left.
@@ -72,12 +87,15 @@ class _Context:
     """What the rules share.
 
     Attributes:
-        low, high: proved range of each node's elements, flat, extra bounds included.
-        outside: the same without this node's own extra bounds.
+        encoding: of step functions, a name in `steps.ENCODINGS`.
+        range: proved range of each node's elements, flat, extra bounds included.
+        unary: the step functions met so far, by node, row and range.
+        pattern: columns of their values.
     """
 
     builder: Builder
     shapes: Mapping[str, tuple[int, ...]]
+    encoding: str
     range: dict[str, tuple[IntegerArray, IntegerArray]] = field(default_factory=dict[str, tuple[IntegerArray, IntegerArray]])
     unary: dict[tuple[str, int, int, int], Unary] = field(default_factory=dict[tuple[str, int, int, int], Unary])
     pattern: list[int] = field(default_factory=list[int])
@@ -87,18 +105,24 @@ def encode(
     network: Network,
     box: IntegerBox,
     view: OutputView,
-    levels: Sequence[Case],
+    cases: Sequence[Sequence[Case]],
     known: Mapping[str, Range],
     bounds: Bounds | None = None,
+    encoding: str = "compact",
+    distance: Distance | None = None,
+    propagate: bool = True,
 ) -> Encoding | None:
-    """Encode a case.
+    """Encode a case, or that one of several holds.
 
     Args:
         network, box: where to look for a violation.
         view: the network's output accumulators.
-        levels: the case as its single levels, in order (`Splitter.levels`); empty if none is within reach.
+        cases: each as its single levels, in order (`Splitter.levels`); empty ones are out of reach.
         known: proved ranges of all nodes over the box, shape (1, *node shape).
         bounds: extra bounds on accumulators: only inputs that keep them count.
+        encoding: of step functions and of the choice of a case, "compact" or "one-hot".
+        distance: minimise the distance from a centre.
+        propagate: carry the box and the bounds through the network by interval arithmetic; else only ``known`` limits nodes.
 
     Returns:
         the program, or None if exact interval arithmetic already shows that it has no solution.
@@ -106,19 +130,35 @@ def encode(
     Raises:
         UnsupportedModelError: numbers too large for the program.
     """
-    context = _Context(Builder(), network.shapes)
+    context = _Context(Builder(), network.shapes, encoding)
     try:
-        if not levels:
+        if not any(cases):
             raise ContradictionError
-        values = _encode_nodes(network, box, view.node, known, bounds or {}, context)
-        _encode_case(context.builder, values[view.node], view, levels)
+        values = _encode_nodes(network, box, view.node, known, bounds or {}, context, propagate)
+        encode_violation(context.builder, values[view.node], view, [case for case in cases if case], encoding)
+        inputs = values[network.input.name]
+        radius = None if distance is None else _encode_distance(context.builder, inputs, distance)
         program, renumbered = context.builder.finish()
     except ContradictionError:
         return None
-    inputs = values[network.input.name]
+    if radius is not None:
+        program.objective[renumbered[radius.column]] = 1
     column = np.where(inputs.column >= 0, renumbered[inputs.column], -1) if len(renumbered) else inputs.column
     pattern = renumbered[np.array(context.pattern, dtype=np.int64)]
     return Encoding(program, column, inputs.constant, pattern[pattern >= 0])
+
+
+def _encode_distance(builder: Builder, inputs: Values, distance: Distance) -> Term:
+    """The greatest distance of an input element, or more; minimised it is the distance.
+
+    Raises:
+        ContradictionError: a constant input beyond the greatest distance.
+    """
+    radius = builder.column(distance.least, distance.greatest, integer=True)
+    for at, value in enumerate(distance.centre.reshape(-1).tolist()):
+        builder.row([(1, inputs[at]), (-1, radius)], None, value)
+        builder.row([(1, inputs[at]), (1, radius)], value, None)
+    return radius
 
 
 def _ancestors(network: Network, name: str) -> set[str]:
@@ -130,7 +170,13 @@ def _ancestors(network: Network, name: str) -> set[str]:
 
 
 def _encode_nodes(
-    network: Network, box: IntegerBox, last: str, known: Mapping[str, Range], bounds: Bounds, context: _Context
+    network: Network,
+    box: IntegerBox,
+    last: str,
+    known: Mapping[str, Range],
+    bounds: Bounds,
+    context: _Context,
+    propagate: bool,
 ) -> dict[str, Values]:
     """Encode all nodes that ``last`` depends on; returns their elements.
 
@@ -144,15 +190,18 @@ def _encode_nodes(
         if node.name not in needed:
             continue
         builder.node = node.name
+        low, high = known[node.name]
         if isinstance(node, Input):
-            low, high = box.low[None], box.high[None]
-        else:
-            low, high = RANGES[type(node)](node, [tight[name] for name in node.inputs])
-        less, more = known[node.name]
-        low, high = np.maximum(low, less), np.minimum(high, more)
+            low, high = np.maximum(low, box.low), np.minimum(high, box.high)
+        elif propagate:
+            less, more = RANGES[type(node)](node, [tight[name] for name in node.inputs])
+            low, high = np.maximum(low, less), np.minimum(high, more)
         _require(low, high)
         context.range[node.name] = low.reshape(-1), high.reshape(-1)
         values[node.name] = RULES[type(node)](context, node, [values[name] for name in node.inputs])
+        constant = (values[node.name].column < 0).reshape(low.shape)
+        low, high = (np.where(constant, values[node.name].constant.reshape(low.shape), bound) for bound in (low, high))
+        context.range[node.name] = low.reshape(-1), high.reshape(-1)
         if node.name in bounds:
             less, more = (np.asarray(bound, dtype=np.int64).reshape(low.shape) for bound in bounds[node.name])
             for index in np.flatnonzero((less > low) | (more < high)).tolist():
@@ -167,28 +216,6 @@ def _encode_nodes(
 def _require(low: IntegerArray, high: IntegerArray) -> None:
     if np.any(low > high):
         raise ContradictionError
-
-
-def _encode_case(builder: Builder, outputs: Values, view: OutputView, levels: Sequence[Case]) -> None:
-    """The violation on the output accumulators: the rows of a single level, or a choice among several."""
-    builder.node = view.node
-
-    def accumulator(label: int) -> Term:
-        return outputs[int(view.element[label])]
-
-    if len(levels) == 1:
-        (case,) = levels
-        builder.row([(weight, accumulator(label)) for label, weight in case.weights], None, case.limit)
-        for label, bound in case.upper:
-            builder.restrict(accumulator(label), builder.range_of(accumulator(label))[0], bound)
-        for label, bound in case.lower:
-            builder.restrict(accumulator(label), bound, builder.range_of(accumulator(label))[1])
-        return
-    competitor = levels[0].competitor
-    assert competitor is not None
-    ceilings = [bound for case in levels for _, bound in case.upper]
-    floors = [bound for case in levels for _, bound in case.lower]
-    encode_levels(builder, accumulator(levels[0].label), accumulator(competitor), ceilings, floors)
 
 
 def _input(context: _Context, node: Input, inputs: list[Values]) -> Values:
@@ -280,7 +307,7 @@ def _unary(context: _Context, node: Staircase | Table, inputs: list[Values]) -> 
         key = (node.name, row, low[at], high[at])
         if key not in context.unary:
             context.unary[key] = unary_of(node, row, low[at], high[at])
-        term = encode_unary(builder, inputs[0][at], low[at], high[at], context.unary[key])
+        term = encode_unary(builder, inputs[0][at], low[at], high[at], context.unary[key], context.encoding)
         if term.column >= 0:
             context.pattern.append(term.column)
         terms.append(term)

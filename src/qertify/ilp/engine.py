@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from qertify.ilp.encode import Bounds, Encoding, encode
+from qertify.ilp.encode import Bounds, Distance, Encoding, encode
 from qertify.ilp.model import Program, SolverAnswer, Status
 from qertify.ilp.process import SolverProcesses
 from qertify.ilp.relaxations import binaries_only, fixed_pattern, rounding_margin
@@ -88,6 +88,9 @@ FLOATING_STAGES = (
 )
 """A floating-point solver settles most cases by a relaxation, and finds most counterexamples by rounding with a margin."""
 
+PLAIN_STAGES = (Stage(_itself, conclusive=True, repair=True),)
+"""A floating-point solver is asked about the program itself, as published methods do."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IlpEngine:
@@ -99,6 +102,8 @@ class IlpEngine:
         known: proved ranges of all nodes over the box, shape (1, *node shape).
         processes: where the solvers run.
         threads, seed: of the solvers.
+        encoding: "compact", or "one-hot": the published encoding, asked as it was published, all cases in one program.
+        propagate: whether programs use interval arithmetic over the box, besides ``known``.
     """
 
     network: Network
@@ -109,6 +114,8 @@ class IlpEngine:
     processes: SolverProcesses
     threads: int = 1
     seed: int = 0
+    encoding: str = "compact"
+    propagate: bool = True
 
     def decide_case(self, case: Case, solver: str, deadline: float | None, bounds: Bounds | None = None) -> IlpAnswer:
         """Decide whether one case has a violation in the box; as `decide`."""
@@ -132,18 +139,21 @@ class IlpEngine:
             UnsupportedModelError: numbers too large for integer programs.
             SolverError: the solver's process can't be started.
         """
-        view, known = self.splitter.view, self.known
-        encoded = [(case, encode(self.network, self.box, view, self.splitter.levels(case), known, bounds)) for case in cases]
-        pending = [(case, encoding) for case, encoding in encoded if encoding is not None]
+        together = self.encoding == "one-hot"
+        pending = [
+            (part, encoding)
+            for part in ([tuple(cases)] if together else [(case,) for case in cases])
+            if (encoding := self.encode(part, bounds)) is not None
+        ]
         if not pending:
             return IlpAnswer(Status.INFEASIBLE, exact=True)
-        stages = EXACT_STAGES if solver in EXACT_SOLVERS else FLOATING_STAGES
-        failed: list[tuple[Case, str]] = []
+        stages = EXACT_STAGES if solver in EXACT_SOLVERS else PLAIN_STAGES if together else FLOATING_STAGES
+        failed: list[tuple[tuple[Case, ...], str]] = []
         reason, patience = "no time left", 1
         while pending and not _late(deadline):
             for stage in stages:
                 queue, pending = pending, []
-                for position, (case, encoding) in enumerate(queue):
+                for position, (part, encoding) in enumerate(queue):
                     until = (
                         _share(deadline, len(queue) - position)
                         if len(stages) == 1
@@ -157,40 +167,46 @@ class IlpEngine:
                     reason = answer.reason
                     gave_up = until is None or time.monotonic() < until - EARLY
                     if stage is stages[-1] and (answer.status is Status.FAILED or gave_up):  # more time would not help
-                        failed.append((case, answer.reason))
+                        failed.append((part, answer.reason))
                     else:
-                        pending.append((case, encoding))
+                        pending.append((part, encoding))
             patience *= 2
+        left = tuple(case for part, _ in [*failed, *pending] for case in part)
         if failed:
-            return IlpAnswer(
-                Status.FAILED, reason=failed[0][1], open=(*(case for case, _ in failed), *(case for case, _ in pending))
-            )
+            return IlpAnswer(Status.FAILED, reason=failed[0][1], open=left)
         if pending:
-            return IlpAnswer(Status.LIMIT, reason=reason, open=tuple(case for case, _ in pending))
+            return IlpAnswer(Status.LIMIT, reason=reason, open=left)
         return IlpAnswer(Status.INFEASIBLE, solver in EXACT_SOLVERS, solvers=frozenset({solver}))
+
+    def encode(self, cases: Sequence[Case], bounds: Bounds | None = None, distance: Distance | None = None) -> Encoding | None:
+        """The program in which one of the cases holds; None if interval arithmetic shows that none does."""
+        levels = [self.splitter.levels(case) for case in cases]
+        return encode(
+            self.network, self.box, self.splitter.view, levels, self.known, bounds, self.encoding, distance, self.propagate
+        )
 
     def _ask(self, stage: Stage, encoding: Encoding, solver: str, deadline: float | None) -> IlpAnswer:
         """One stage on one case. INFEASIBLE and FEASIBLE are final; anything else leaves the case open."""
-        answer = self._solve(stage.program(encoding), solver, deadline)
+        answer = self.solve(stage.program(encoding), solver, deadline)
         if answer.status is Status.INFEASIBLE and stage.conclusive:
             return IlpAnswer(Status.INFEASIBLE, solver in EXACT_SOLVERS, solvers=frozenset({solver}))
         if answer.values is None:
             return IlpAnswer(Status.LIMIT if answer.status is Status.INFEASIBLE else answer.status, reason=answer.reason)
-        found = self._replay(encoding, answer.values)
+        found = self.replay(encoding, answer.values)
         if found is None and stage.repair:
             solver = EXACT_SOLVER
-            answer = self._solve(fixed_pattern(encoding, answer.values), solver, deadline)
-            found = None if answer.values is None else self._replay(encoding, answer.values)
+            answer = self.solve(fixed_pattern(encoding, answer.values), solver, deadline)
+            found = None if answer.values is None else self.replay(encoding, answer.values)
         if found is not None:
             return IlpAnswer(Status.FEASIBLE, counterexample=found, solvers=frozenset({solver}))
         if answer.status is Status.LIMIT:
             return IlpAnswer(Status.LIMIT, reason=answer.reason)
         return IlpAnswer(Status.FAILED, reason=f"the point of {solver} is not a counterexample")
 
-    def _solve(self, program: Program, solver: str, deadline: float | None) -> SolverAnswer:
+    def solve(self, program: Program, solver: str, deadline: float | None) -> SolverAnswer:
         return self.processes.solve(solver, program, deadline, self.threads, self.seed)
 
-    def _replay(self, encoding: Encoding, values: IntegerArray) -> IntegerArray | None:
+    def replay(self, encoding: Encoding, values: IntegerArray) -> IntegerArray | None:
         """The inputs of a solver's point, if they lie in the box and violate the property in the reference evaluator."""
         codes = encoding.inputs(values).reshape(1, *self.network.input_shape)
         if not self.box.contains(codes)[0] or not self.property.violated(evaluate(self.network, codes))[0]:
@@ -224,6 +240,7 @@ def engine_for(
     known: Mapping[str, Range] | None = None,
     threads: int = 1,
     seed: int = 0,
+    encoding: str = "compact",
 ) -> IlpEngine:
     """Prepare a question.
 
@@ -236,7 +253,8 @@ def engine_for(
     """
     property_.check(network.output_size)
     known = ranges(network, box.low[None], box.high[None]) if known is None else known
-    return IlpEngine(network, box, property_, splitter_of(network, property_, known), known, processes, threads, seed)
+    splitter = splitter_of(network, property_, known)
+    return IlpEngine(network, box, property_, splitter, known, processes, threads, seed, encoding)
 
 
 def decide_case(
@@ -263,6 +281,7 @@ def decide(
     memory: int | None = None,
     threads: int = 1,
     seed: int = 0,
+    encoding: str = "compact",
 ) -> IlpAnswer:
     """Decide a property on a box with integer programs only.
 
@@ -272,12 +291,14 @@ def decide(
         deadline: of `time.monotonic`, None for none; passed by at most the grace of the solver's process.
         memory: limit of the solver's process in bytes, None for none.
         threads, seed: of the solver.
+        encoding: "compact" or "one-hot".
 
     Raises:
         UnsupportedModelError: output codes that can't be compared, or numbers too large for integer programs.
-        InvalidInputError: the property does not fit the network's outputs.
-        SolverError: an unknown solver, or its process can't be started.
+        InvalidInputError: an unknown solver, or a property that does not fit the network's outputs.
+        MissingExtraError: a solver that is not installed.
+        SolverError: its process can't be started.
     """
     with SolverProcesses(memory) as processes:
-        engine = engine_for(network, box, property_, processes, threads=threads, seed=seed)
+        engine = engine_for(network, box, property_, processes, threads=threads, seed=seed, encoding=encoding)
         return engine.decide(engine.splitter.cases(), solver, deadline)

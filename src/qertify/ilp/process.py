@@ -16,7 +16,7 @@ import numpy as np
 
 from qertify.errors import SolverError
 from qertify.ilp.model import Program, SolverAnswer, Status
-from qertify.ilp.solvers import SOLVERS
+from qertify.ilp.solvers import require_solver
 from qertify.ilp.worker import GRACE, LENGTHS, frame
 
 CHUNK = 1 << 16
@@ -159,10 +159,11 @@ class SolverProcesses:
             threads, seed: of the solver.
 
         Raises:
-            SolverError: an unknown solver, or no process can be started.
+            InvalidInputError: an unknown solver.
+            MissingExtraError: a solver that is not installed.
+            SolverError: no process can be started.
         """
-        if solver not in SOLVERS:
-            raise SolverError(f"unknown solver '{solver}'; known: {', '.join(SOLVERS)}")
+        require_solver(solver)
         if deadline is not None and time.monotonic() >= deadline:
             return SolverAnswer(Status.LIMIT, reason="no time left")
         if solver not in self._workers:

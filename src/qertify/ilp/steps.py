@@ -1,14 +1,14 @@
-"""Step functions as rows: staircases, tables, and the choice of an output level."""
+"""Step functions as rows: staircases and tables, in the compact or the one-hot encoding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from qertify.ilp.builder import Builder, Term
-from qertify.ilp.lines import Line, line_through
+from qertify.ilp.lines import Line
 from qertify.network.tensor import IntegerArray
 
 
@@ -28,17 +28,34 @@ class Unary:
     line: Line | None
 
 
-def encode_unary(builder: Builder, z: Term, low: int, high: int, unary: Unary) -> Term:
-    """y = unary(z) for low ≤ z ≤ high, exactly."""
+def encode_unary(builder: Builder, z: Term, low: int, high: int, unary: Unary, encoding: str = "compact") -> Term:
+    """y = unary(z) for low ≤ z ≤ high, exactly, by a rule of `ENCODINGS`."""
     if z.column < 0 or not len(unary.jumps):
         value = unary.levels[np.searchsorted(unary.jumps, low, side="right")]
         return Term(-1, int(value))
     y = builder.column(int(unary.levels.min()), int(unary.levels.max()), integer=True)
-    if unary.line is not None:
-        _band(builder, z, low, high, y, unary)
-    else:
-        _order(builder, z, low, high, y, unary)
+    ENCODINGS[encoding](builder, z, low, high, y, unary)
     return y
+
+
+def _compact(builder: Builder, z: Term, low: int, high: int, y: Term, unary: Unary) -> None:
+    """Two rows and at most two binaries where the thresholds lie on a line, else one binary a jump."""
+    rule = _order if unary.line is None else _band
+    rule(builder, z, low, high, y, unary)
+
+
+def _one_hot(builder: Builder, z: Term, low: int, high: int, y: Term, unary: Unary) -> None:
+    """One binary a step, of which exactly one is 1 and names the step's value and the least and greatest z on it.
+
+    The encoding of Zhang et al., "QVIP" (ASE 2022), for any step function. Summed over the binaries, the rows of a step
+    need no big-M: their coefficients are the exact thresholds, within the range of z.
+    """
+    starts, stops = [low, *unary.jumps.tolist()], [*(unary.jumps - 1).tolist(), high]
+    hot = [builder.binary() for _ in starts]
+    builder.row([(1, bit) for bit in hot], 1, 1)
+    builder.row([(1, y), *((-level, bit) for level, bit in zip(unary.levels.tolist(), hot, strict=True))], 0, 0)
+    builder.row([(1, z), *((-start, bit) for start, bit in zip(starts, hot, strict=True))], 0, None)
+    builder.row([(1, z), *((-stop, bit) for stop, bit in zip(stops, hot, strict=True))], None, 0)
 
 
 def _order(builder: Builder, z: Term, low: int, high: int, y: Term, unary: Unary) -> None:
@@ -82,25 +99,5 @@ def _band(builder: Builder, z: Term, low: int, high: int, y: Term, unary: Unary)
     builder.row(upper, None, line.rise + base - 1)
 
 
-def encode_levels(builder: Builder, label: Term, competitor: Term, ceilings: Sequence[int], floors: Sequence[int]) -> None:
-    """Some level v has label ≤ ceilings[v] and competitor ≥ floors[v]; both sequences are non-decreasing."""
-    least, greatest = builder.range_of(competitor)[0], builder.range_of(label)[1]
-    first = max((v for v, floor in enumerate(floors) if floor <= least), default=0)
-    last = min((v for v, ceiling in enumerate(ceilings) if ceiling >= greatest and v >= first), default=len(ceilings) - 1)
-    ceilings, floors = ceilings[first : last + 1], floors[first : last + 1]  # the other levels imply one of these
-    builder.restrict(label, builder.range_of(label)[0], ceilings[-1])
-    builder.restrict(competitor, floors[0], builder.range_of(competitor)[1])
-    if len(ceilings) == 1:
-        return
-    above = line_through(np.array(ceilings, dtype=np.int64) + 1)
-    from_ = line_through(np.array(floors, dtype=np.int64))
-    if above is not None and from_ is not None:
-        level = builder.column(0, len(ceilings) - 1, integer=True)
-        builder.row([(above.run, label), (-above.rise, level)], None, above.start - 1)
-        builder.row([(from_.run, competitor), (-from_.rise, level)], from_.start, None)
-        return
-    passed = builder.ordered_binaries(len(ceilings) - 1)
-    rises = np.diff(ceilings).tolist()
-    builder.row([(1, label), *((-rise, bit) for rise, bit in zip(rises, passed, strict=True))], None, ceilings[0])
-    rises = np.diff(floors).tolist()
-    builder.row([(1, competitor), *((-rise, bit) for rise, bit in zip(rises, passed, strict=True))], floors[0], None)
+ENCODINGS: dict[str, Callable[[Builder, Term, int, int, Term, Unary], None]] = {"compact": _compact, "one-hot": _one_hot}
+"""How a step function becomes rows."""

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qertify.errors import SolverError
+from qertify.errors import InvalidInputError, MissingExtraError
 from qertify.ilp.builder import Builder
 from qertify.ilp.model import Program, SolverAnswer, Status
 from qertify.ilp.process import SolverProcesses
-from qertify.ilp.solvers import SOLVERS
+from qertify.ilp.solvers import OPTIONAL
+from qertify.options import Options
+from tests.solvers import ALL, needs
 
 
 def hard_program(seed: int = 0) -> Program:
@@ -44,7 +46,7 @@ def processes() -> Iterator[SolverProcesses]:
         yield children
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ALL)
 def test_answers(processes: SolverProcesses, solver: str) -> None:
     answer = processes.solve(solver, easy_program(11, 11))
     assert answer.status is Status.FEASIBLE
@@ -55,7 +57,7 @@ def test_answers(processes: SolverProcesses, solver: str) -> None:
     assert processes.process_id(solver) == child, "the child is reused"
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ALL)
 def test_objective(processes: SolverProcesses, solver: str) -> None:
     program = easy_program(4, 20)
     program.objective[:] = [2, 7]
@@ -74,7 +76,7 @@ def test_numbers_too_large_for_cp_sat_are_refused(processes: SolverProcesses) ->
     assert "64-bit" in answer.reason
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ALL)
 def test_time_limit(processes: SolverProcesses, solver: str) -> None:
     processes.solve(solver, easy_program(11, 11))
     start = time.monotonic()
@@ -183,27 +185,76 @@ def test_a_missing_package_is_a_failure(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_unknown_solver(processes: SolverProcesses) -> None:
-    with pytest.raises(SolverError, match="unknown solver 'gurobi'; known: highs, cp-sat"):
-        processes.solve("gurobi", easy_program(7, 7))
+    with pytest.raises(InvalidInputError, match="unknown solver 'cplex'; known: highs, cp-sat, scip, gurobi"):
+        processes.solve("cplex", easy_program(7, 7))
+
+
+@pytest.mark.parametrize("solver", OPTIONAL)
+def test_a_solver_that_is_not_installed_names_its_extra(
+    processes: SolverProcesses, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qertify.ilp.solvers.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=rf"solver '{solver}' needs .* pip install 'qertify\[{solver}\]'"):
+        processes.solve(solver, easy_program(7, 7))
+    with pytest.raises(MissingExtraError):
+        Options(solver=solver)
+
+
+@needs("gurobi")
+def test_a_limited_licence_is_one_clear_line(processes: SolverProcesses) -> None:
+    builder = Builder()
+    total = [(1, builder.binary()) for _ in range(2001)]
+    builder.row(total, 1, 1)
+    answer = processes.solve("gurobi", builder.finish()[0])
+    if answer.status is Status.FEASIBLE:
+        pytest.skip("this Gurobi licence has no size limit")
+    assert answer.status is Status.FAILED
+    assert answer.reason == "the Gurobi licence is limited to small programs, and this one has 2001 variables and 1 rows"
+    assert processes.solve("gurobi", easy_program(11, 11)).status is Status.FEASIBLE, "the child goes on"
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_rows_of_every_kind_and_empty_programs(processes: SolverProcesses, solver: str) -> None:
+    """One-sided, two-sided and equality rows, a row without limits, a constant objective and no column at all."""
+    builder = Builder()
+    x, y = builder.column(-5, 5, integer=True), builder.column(-5, 5, integer=False)
+    builder.row([(2, x), (1, y)], None, None)
+    builder.row([(1, x), (1, y)], 3, None)
+    builder.row([(1, x), (-1, y)], None, -3)
+    builder.row([(1, x), (2, y)], -9, 6)
+    answer = processes.solve(solver, builder.finish()[0])
+    assert answer.values is not None
+    assert answer.values.tolist() == [0, 3]
+    assert processes.solve(solver, Builder().finish()[0]).status is Status.FEASIBLE
+
+
+STATUS_LISTS = {
+    "highs": "import highspy; names = [n for n in dir(highspy.HighsModelStatus) if n[0] == 'k']",
+    "cp_sat": "from ortools.sat.python import cp_model; names = [n for n in dir(cp_model.CpSolverStatus) if n.isupper()]",
+    "scip": "import pyscipopt; names = [n.lower() for n in dir(pyscipopt.SCIP_STATUS) if n.isupper()]",
+    "gurobi": "from gurobipy import GRB; names = [n for n in dir(GRB.Status) if n.isupper()]",
+}
 
 
 @pytest.mark.parametrize(
-    ("module", "listing"),
+    ("module", "infeasible", "failed"),
     [
-        ("highs", "import highspy; names = [n for n in dir(highspy.HighsModelStatus) if n[0] == 'k']"),
-        ("cp_sat", "from ortools.sat.python import cp_model; names = [n for n in dir(cp_model.CpSolverStatus) if n.isupper()]"),
+        ("highs", "kInfeasible", 11),
+        ("cp_sat", "INFEASIBLE", 1),
+        pytest.param("scip", "infeasible", 3, marks=needs("scip")),
+        pytest.param("gurobi", "INFEASIBLE", 10, marks=needs("gurobi")),
     ],
 )
-def test_every_native_status_is_mapped_or_failed(module: str, listing: str) -> None:
+def test_every_native_status_is_mapped_or_failed(module: str, infeasible: str, failed: int) -> None:
     """Only the solver's own word for infeasible is INFEASIBLE; what nobody knows is FAILED; torch is not loaded."""
     code = (
-        f"import sys; from qertify.ilp import worker; from qertify.ilp.{module} import status_of, STATUSES; {listing}\n"
+        f"import sys; from qertify.ilp import worker; from qertify.ilp.{module} import status_of, STATUSES;"
+        f" {STATUS_LISTS[module]}\n"
         "print([n for n in names if status_of(n).value == 'infeasible'], set(STATUSES) - set(names), status_of('new').value,"
         " sum(status_of(n).value == 'failed' for n in names), 'torch' in sys.modules)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    expected = {"highs": "['kInfeasible'] set() failed 11 False", "cp_sat": "['INFEASIBLE'] set() failed 1 False"}
-    assert printed == expected[module]
+    assert printed == f"['{infeasible}'] set() failed {failed} False"
 
 
 def test_answers_are_consistent() -> None:

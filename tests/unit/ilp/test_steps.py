@@ -12,7 +12,8 @@ from qertify.ilp.builder import Builder, ContradictionError, Term
 from qertify.ilp.encode import RULES, unary_of
 from qertify.ilp.lines import line_through, simplest_between
 from qertify.ilp.model import NO_HIGH, NO_LOW, Program
-from qertify.ilp.steps import Unary, encode_levels, encode_unary
+from qertify.ilp.steps import Unary, encode_unary
+from qertify.ilp.violation import encode_levels
 from qertify.network.nodes import NODE_KINDS, Staircase, Table
 from qertify.network.staircase import Rounding, Steps, shift_steps, steps_from_function
 from qertify.network.tensor import as_integers

@@ -1,0 +1,87 @@
+"""Gurobi: a floating-point branch-and-cut solver. Its INFEASIBLE is a claim, its points must be replayed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gurobipy
+import numpy as np
+from gurobipy import GRB
+
+from qertify.ilp.model import NO_HIGH, NO_LOW, Program, SolverAnswer, Status
+
+TOLERANCE = 1e-9
+
+STATUSES: dict[str, Status] = {
+    "OPTIMAL": Status.FEASIBLE,
+    "INFEASIBLE": Status.INFEASIBLE,
+    "TIME_LIMIT": Status.LIMIT,
+    "MEM_LIMIT": Status.LIMIT,
+    "NODE_LIMIT": Status.LIMIT,
+    "ITERATION_LIMIT": Status.LIMIT,
+    "WORK_LIMIT": Status.LIMIT,
+    "SOLUTION_LIMIT": Status.LIMIT,
+    "INTERRUPTED": Status.LIMIT,
+}
+"""Native status → status; any other is FAILED."""
+
+NAMES: dict[int, str] = {getattr(GRB.Status, name): name for name in dir(GRB.Status) if name.isupper()}
+
+
+def status_of(native: str) -> Status:
+    return STATUSES.get(native, Status.FAILED)
+
+
+def solve(program: Program, time_limit: float | None, threads: int, seed: int) -> SolverAnswer:
+    """Solve a program.
+
+    Args:
+        program: any program that the licence admits, else the answer is FAILED; numbers beyond 2⁵³ lose digits here, as
+            everything Gurobi says is checked elsewhere.
+        time_limit: seconds, None for none.
+        threads: number of threads.
+        seed: of its random choices.
+    """
+    try:
+        with gurobipy.Env(params={"OutputFlag": 0}) as environment, gurobipy.Model(env=environment) as model:
+            return _solve(model, program, time_limit, threads, seed)
+    except gurobipy.GurobiError as error:
+        return SolverAnswer(Status.FAILED, reason=_explain(error, program))
+
+
+def _explain(error: gurobipy.GurobiError, program: Program) -> str:
+    """One line."""
+    if error.errno == GRB.Error.SIZE_LIMIT_EXCEEDED:
+        size = f"{len(program.low)} variables and {len(program.row_low)} rows"
+        return f"the Gurobi licence is limited to small programs, and this one has {size}"
+    text = " ".join(str(error).split())
+    return f"no Gurobi licence: {text}" if error.errno == GRB.Error.NO_LICENSE else f"Gurobi: {text}"
+
+
+def _solve(model: Any, program: Program, time_limit: float | None, threads: int, seed: int) -> SolverAnswer:
+    model.Params.Threads = threads
+    model.Params.Seed = seed
+    model.Params.IntFeasTol = model.Params.FeasibilityTol = TOLERANCE
+    if time_limit is not None:
+        model.Params.TimeLimit = time_limit
+    kinds = [GRB.INTEGER if integer else GRB.CONTINUOUS for integer in program.integer.tolist()]
+    box = {"lb": program.low.tolist(), "ub": program.high.tolist(), "obj": program.objective.tolist()}
+    columns = list(model.addVars(len(kinds), vtype=kinds, **box).values())
+    starts, entries, coefficients = program.starts.tolist(), program.columns.tolist(), program.coefficients.tolist()
+    for row, (low, high) in enumerate(zip(program.row_low.tolist(), program.row_high.tolist(), strict=True)):
+        part = slice(starts[row], starts[row + 1])
+        total = gurobipy.LinExpr(coefficients[part], [columns[j] for j in entries[part]])
+        if low == high:
+            model.addLConstr(total, GRB.EQUAL, low)
+            continue
+        if low != NO_LOW:
+            model.addLConstr(total, GRB.GREATER_EQUAL, low)
+        if high != NO_HIGH:
+            model.addLConstr(total, GRB.LESS_EQUAL, high)
+    model.optimize()
+    native = NAMES.get(model.Status, str(model.Status))
+    status = status_of(native)
+    if status is Status.FEASIBLE or (status is Status.LIMIT and model.SolCount):
+        inside = np.clip(np.rint([column.X for column in columns]).astype(np.int64), program.low, program.high)
+        return SolverAnswer(Status.FEASIBLE, inside, optimal=status is Status.FEASIBLE)
+    return SolverAnswer(status, reason="" if status is Status.INFEASIBLE else f"Gurobi ended with {native}")

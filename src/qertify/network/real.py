@@ -95,7 +95,9 @@ class RealAverage:
     divisor: IntegerArray
 
 
-_NO_ERROR = as_reals(np.zeros(1))
+def _no_error() -> FloatArray:
+    return as_reals(np.zeros(1))
+
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,8 +115,8 @@ class RealScale:
     inputs: tuple[str, ...]
     factor: FloatArray
     shift: FloatArray
-    factor_error: FloatArray = _NO_ERROR
-    shift_error: FloatArray = _NO_ERROR
+    factor_error: FloatArray = field(default_factory=_no_error)
+    shift_error: FloatArray = field(default_factory=_no_error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,6 +127,7 @@ class Relu:
     inputs: tuple[str, ...]
 
 
+RealLinear: TypeAlias = RealDense | RealConvolution | RealAverage
 RealNode: TypeAlias = RealInput | RealDense | RealConvolution | RealAverage | RealScale | Relu | Add | Max | Rearrange
 
 REAL_NODE_KINDS: tuple[type, ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor, isfinite
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,10 @@ def solve(program: Program, time_limit: float | None, threads: int, seed: int) -
     solver.parameters.random_seed = seed % (1 << 31)
     native = str(solver.status_name(solver.solve(model)))
     status = status_of(native)
+    reason = "" if status is Status.INFEASIBLE else f"CP-SAT ended with {native} {model.validate()}".strip()
+    known = status in (Status.FEASIBLE, Status.LIMIT) and np.any(program.objective)
+    bound = floor(solver.best_objective_bound) if known and isfinite(solver.best_objective_bound) else None
     if status is Status.FEASIBLE:
         values = np.array([solver.value(column) for column in columns], dtype=np.int64)
-        return SolverAnswer(status, values, optimal=native == "OPTIMAL")
-    reason = "" if status is Status.INFEASIBLE else f"CP-SAT ended with {native} {model.validate()}".strip()
-    return SolverAnswer(status, reason=reason)
+        return SolverAnswer(status, values, optimal=native == "OPTIMAL", bound=bound)
+    return SolverAnswer(status, reason=reason, bound=bound)

@@ -90,12 +90,14 @@ class SolverAnswer:
         values: int64, shape (columns,), of a FEASIBLE answer; rounded by solvers that compute in floating point.
         optimal: whether the solver claims that no feasible point has a smaller objective.
         reason: why a LIMIT or FAILED answer is one, a single line.
+        bound: no feasible point has a smaller objective, as surely as the solver's INFEASIBLE; None if nothing is known.
     """
 
     status: Status
     values: IntegerArray | None = None
     optimal: bool = False
     reason: str = ""
+    bound: int | None = None
 
     def __post_init__(self) -> None:
         if (self.status is Status.FEASIBLE) != (self.values is not None):

@@ -176,7 +176,8 @@ class SolverProcesses:
             status = Status(reply["status"])
             if status is Status.FEASIBLE and values.shape != program.low.shape:
                 raise _Lost(f"a point of {len(values)} values for {len(program.low)} columns")
-            return SolverAnswer(status, values if status is Status.FEASIBLE else None, reply["optimal"], reply["reason"])
+            point = values if status is Status.FEASIBLE else None
+            return SolverAnswer(status, point, reply["optimal"], reply["reason"], reply["bound"])
         except TimeoutError:
             self._discard(solver)
             return SolverAnswer(Status.LIMIT, reason=f"killed {GRACE:g} s after its time limit")

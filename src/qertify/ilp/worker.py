@@ -87,7 +87,7 @@ def main(name: str, memory: int | None) -> None:
     while (request := _read(requests)) is not None:
         answer = _answer(name, *request)
         values = b"" if answer.values is None else answer.values.astype("<i8").tobytes()
-        header = {"status": answer.status.value, "optimal": answer.optimal, "reason": answer.reason}
+        header = {"status": answer.status.value, "optimal": answer.optimal, "reason": answer.reason, "bound": answer.bound}
         replies.write(frame(header, values))
         replies.flush()
 

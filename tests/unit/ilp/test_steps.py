@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from qertify.ilp.builder import Builder, ContradictionError, Term
-from qertify.ilp.encode import RULES, unary_of
 from qertify.ilp.lines import line_through, simplest_between
 from qertify.ilp.model import NO_HIGH, NO_LOW, Program
+from qertify.ilp.rules import RULES, unary_of
 from qertify.ilp.steps import Unary, encode_unary
 from qertify.ilp.violation import encode_levels
 from qertify.network.nodes import NODE_KINDS, Staircase, Table

@@ -1,4 +1,4 @@
-"""The linear nodes on integers, exactly, with numpy: part of the trusted base.
+"""The linear nodes on numbers, with numpy; on integers exactly: part of the trusted base.
 
 A float64 matrix product of integers is exact while every partial sum stays below 2⁵³, and about ten times faster than
 numpy's int64 product; the caller proves the magnitude (`absolute_sum`), else int64 is used.
@@ -12,38 +12,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qertify.network.nodes import Convolution, Dense, Linear, PoolSum, Window
+from qertify.network.real import RealAverage, RealConvolution, RealDense, RealLinear
 from qertify.network.tensor import IntegerArray
 
 EXACT_FLOAT64 = 1 << 53
 
 
-def windows(y: NDArray[Any], window: Window, fill: int = 0) -> NDArray[Any]:
+def windows(y: NDArray[Any], window: Window, fill: float = 0) -> NDArray[Any]:
     """All windows of y, shape (batch, channels, height, width) → (batch, channels, out_h, out_w, kh, kw), a view."""
     top, left, bottom, right = window.padding
-    padded = np.pad(y, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
+    padded = np.pad(y, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=np.asarray(fill, dtype=y.dtype))
     reach = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilation, strict=True)]
     view = np.lib.stride_tricks.sliding_window_view(padded, (reach[0], reach[1]), axis=(2, 3))
     return view[:, :, :: window.stride[0], :: window.stride[1], :: window.dilation[0], :: window.dilation[1]]
 
 
-def weighted_sum(node: Linear, weight: NDArray[Any] | None, y: NDArray[Any]) -> NDArray[Any]:
+def weighted_sum(node: Linear | RealLinear, weight: NDArray[Any] | None, y: NDArray[Any]) -> NDArray[Any]:
     """Apply the linear map of ``node`` with another weight of the same shape (its absolute value, its positive part …).
 
     Args:
         node: supplies the kind, window and groups; neither its bias nor its zero point is used.
-        weight: as ``node.weight``; None for PoolSum.
+        weight: as ``node.weight``; None for pooling, whose weights are one.
         y: shape (batch, *input shape).
 
     Returns:
         shape (batch, *output shape), in the common dtype of weight and y.
     """
     match node:
-        case Dense():
+        case Dense() | RealDense():
             assert weight is not None
             return y @ weight.T
-        case PoolSum():
+        case PoolSum() | RealAverage():
             return windows(y, node.window).sum(axis=(-2, -1), dtype=y.dtype)
-        case Convolution():
+        case Convolution() | RealConvolution():
             assert weight is not None
             view = windows(y, node.window)
             batch, channels, rows, columns = view.shape[:4]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qertify.network.linear import absolute_sum, bias_of, exact_weighted_sum, weight_of, windows
 from qertify.network.network import Network
@@ -84,8 +85,8 @@ def _product(node: Product, inputs: list[Range]) -> Range:
     return corners.min(axis=0), corners.max(axis=0)
 
 
-def rearrange(node: Rearrange, values: list[IntegerArray]) -> IntegerArray:
-    """Apply a Rearrange node to batched values."""
+def rearrange(node: Rearrange, values: list[NDArray[Any]]) -> NDArray[Any]:
+    """Apply a Rearrange node to batched values, integers or others."""
     batch = values[0].shape[0]
     flat = [value.reshape(batch, -1) for value in values]
     padded = np.concatenate([*flat, np.full((batch, 1), node.fill, dtype=np.int64)], axis=1)

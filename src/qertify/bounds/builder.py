@@ -13,6 +13,7 @@ from qertify.errors import UnsupportedModelError
 from qertify.network.linear import EXACT_FLOAT64, windows
 from qertify.network.nodes import Max, Product, Staircase, Table
 from qertify.network.ranges import Range
+from qertify.network.staircase import gap_of
 from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.specification.cases import OutputView
 
@@ -49,12 +50,33 @@ class Builder:
         self._divisors: list[FloatArray] = []
         self._slacks: list[FloatArray] = []
 
+    @property
+    def units(self) -> int:
+        """How many units and rows there are."""
+        return len(self._units)
+
     def fork(self) -> Builder:
         """A copy to which more can be added."""
         fork = copy.copy(self)
         for name, value in vars(self).items():
             setattr(fork, name, value[:] if isinstance(value, list) else value)
         return fork
+
+    def variable_range(self) -> tuple[FloatArray, FloatArray]:
+        """Least and greatest value of the constant one and of each variable, (rows,); integers. Rows have the value 0."""
+        low, high = np.zeros(self.rows), np.zeros(self.rows)
+        low[0] = high[0] = 1
+        for rows, (least, greatest) in zip(self._input_rows, self._input_ranges, strict=True):
+            low[rows], high[rows] = least, greatest
+        first = 0
+        for rows, (least, greatest), divisor in zip(self._unit_rows, self._ranges, self._divisors, strict=True):
+            steps = self._steps[first : first + rows.size]
+            first += rows.size
+            low[rows] = [0 if given is None else given[1] for given in steps]
+            high[rows] = [0 if given is None else given[1] + len(given[0]) for given in steps]
+            real = divisor > 0
+            low[rows[real]], high[rows[real]] = (np.maximum(end[real], 0) / divisor[real] for end in (least, greatest))
+        return low, high
 
     def add_inputs(self, low: IntegerArray, high: IntegerArray) -> FloatArray:
         """The network's inputs, of its input shape, as far as they vary; returns their affine form."""
@@ -105,7 +127,10 @@ class Builder:
         self._append(units, form, low, high, [None] * len(units), slack=slack)
 
     def add_staircase(self, node: Staircase, form: FloatArray, known: Range) -> FloatArray:
-        """Turn the elements that are not constant into units; returns the affine form of the staircase's value."""
+        """Turn the elements that are not constant into units; returns the affine form of the staircase's value.
+
+        An enclosure is its lower staircase plus an error between zero and the widest gap within reach.
+        """
         low, high = known[0].reshape(-1), known[1].reshape(-1)
         row = np.broadcast_to(node.row, form.shape[1:]).reshape(-1)
         least, greatest = np.empty_like(low), np.empty_like(high)
@@ -125,6 +150,10 @@ class Builder:
         result = np.zeros((self.rows + chosen.size, low.size))
         result[0] = np.where(least == greatest, least, 0)
         result[self._append(units, flat[:, chosen], low[chosen], high[chosen], steps), chosen] = 1.0
+        if node.upper is not None:
+            ends = zip(row.tolist(), low.tolist(), high.tolist(), strict=True)
+            gaps = np.array([gap_of(node.steps, node.upper, *end) for end in ends], dtype=np.int64)
+            result = self.add_errors(result, np.zeros_like(gaps), gaps)
         return result.reshape(-1, *form.shape[1:])
 
     def add_max(self, node: Max, form: FloatArray, known: Range) -> FloatArray:

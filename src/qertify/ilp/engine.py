@@ -16,11 +16,11 @@ from qertify.ilp.model import Program, SolverAnswer, Status
 from qertify.ilp.process import SolverProcesses
 from qertify.ilp.relaxations import binaries_only, fixed_pattern, rounding_margin
 from qertify.ilp.solvers import EXACT_SOLVERS
-from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.ranges import Range, ranges
 from qertify.network.tensor import IntegerArray
 from qertify.specification.cases import Case
+from qertify.specification.judge import Judge, Run
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Property, Splitter, splitter_of
 
@@ -104,6 +104,7 @@ class IlpEngine:
         threads, seed: of the solvers.
         encoding: "compact", or "one-hot": the published encoding, asked as it was published, all cases in one program.
         propagate: whether programs use interval arithmetic over the box, besides ``known``.
+        run: the real runtime, for an enclosure.
     """
 
     network: Network
@@ -116,6 +117,7 @@ class IlpEngine:
     seed: int = 0
     encoding: str = "compact"
     propagate: bool = True
+    run: Run | None = None
 
     def decide_case(self, case: Case, solver: str, deadline: float | None, bounds: Bounds | None = None) -> IlpAnswer:
         """Decide whether one case has a violation in the box; as `decide`."""
@@ -207,9 +209,10 @@ class IlpEngine:
         return self.processes.solve(solver, program, deadline, self.threads, self.seed)
 
     def replay(self, encoding: Encoding, values: IntegerArray) -> IntegerArray | None:
-        """The inputs of a solver's point, if they lie in the box and violate the property in the reference evaluator."""
+        """The inputs of a solver's point, if they lie in the box and are judged to violate the property."""
         codes = encoding.inputs(values).reshape(1, *self.network.input_shape)
-        if not self.box.contains(codes)[0] or not self.property.violated(evaluate(self.network, codes))[0]:
+        judge = Judge(self.network, self.property, self.run)
+        if not self.box.contains(codes)[0] or not judge.judge(codes).violated[0]:
             return None
         return codes[0]
 

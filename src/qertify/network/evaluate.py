@@ -1,4 +1,8 @@
-"""The reference evaluator: exact integers, batched. Every counterexample is replayed here; this is the trusted base."""
+"""The reference evaluator: exact integers, batched. Every counterexample is replayed here; this is the trusted base.
+
+Where a staircase is an enclosure, `evaluate` takes the least value: one run among those that the enclosure allows, which
+proves nothing about the others. `evaluate_interval` contains them all.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from qertify.network.nodes import (
     Staircase,
     Table,
 )
-from qertify.network.ranges import rearrange
+from qertify.network.ranges import ranges, rearrange
 from qertify.network.tensor import IntegerArray
 from qertify.network.unary import apply_rows
 
@@ -94,3 +98,13 @@ def evaluate_nodes(network: Network, inputs: ArrayLike) -> dict[str, IntegerArra
 def evaluate(network: Network, inputs: ArrayLike) -> IntegerArray:
     """Output codes, int64 of shape (batch, outputs), flattened; see `evaluate_nodes`."""
     return evaluate_nodes(network, inputs)[network.output.name].reshape(len(np.asarray(inputs)), -1)
+
+
+def evaluate_interval(network: Network, inputs: ArrayLike) -> tuple[IntegerArray, IntegerArray]:
+    """Least and greatest output codes that a run on each input may give, (batch, outputs) each; equal for exact networks."""
+    codes = check_inputs(network, inputs)
+    if network.exactness == "exact":
+        outputs = evaluate(network, codes)
+        return outputs, outputs
+    low, high = ranges(network, codes, codes)[network.output.name]
+    return low.reshape(len(codes), -1), high.reshape(len(codes), -1)

@@ -75,7 +75,7 @@ def _flat_fields(node: Any) -> Iterator[tuple[str, object]]:
         if isinstance(value, Window | Steps):
             for inner in fields(value):
                 yield f"{item.name}.{inner.name}", getattr(value, inner.name)
-        else:
+        elif value is not None:
             yield item.name, value
 
 

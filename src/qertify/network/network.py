@@ -94,6 +94,12 @@ class Network:
         return sum(node.weight.size + node.bias.size for node in self.nodes if isinstance(node, Dense | Convolution))
 
     @cached_property
+    def exactness(self) -> str:
+        """ "exact", or "enclosure" where some value of the runtime is only known to lie between two staircases."""
+        enclosed = any(isinstance(node, Staircase) and node.upper is not None for node in self.nodes)
+        return "enclosure" if enclosed else "exact"
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides what the network computes and how its codes are read."""
         state = hashlib.sha256()
@@ -139,6 +145,11 @@ def _output_shape(node: Node, inputs: list[Shape]) -> Shape:
             return shared_shape(node, inputs)
         case Staircase():
             _require_unary_rows(node, node.steps.rows, inputs[0])
+            if (upper := node.upper) is not None:
+                alike = upper.low == node.steps.low and upper.thresholds.shape == node.steps.thresholds.shape
+                require(alike, node, "the two staircases of an enclosure must have the same rows and values")
+                above = bool(np.all(upper.thresholds <= node.steps.thresholds))
+                require(above, node, "the upper staircase of an enclosure lies below the lower one")
             return inputs[0]
         case Table():
             require(node.values.ndim == 2 and node.values.size > 0, node, "a table needs values of shape (rows, size)")

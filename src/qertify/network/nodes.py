@@ -117,15 +117,20 @@ class Rearrange:
 class Staircase:
     """A non-decreasing step function, element by element: requantize, ReLU and saturate.
 
+    With ``upper`` it is an enclosure: of the runtime's value only steps(z) ≤ value ≤ upper(z) is known, and the value may
+    differ from element to element and from run to run, even at the same z.
+
     Attributes:
-        steps: the exact thresholds, one row a distinct staircase.
+        steps: the exact thresholds, one row a distinct staircase; of the least value, for an enclosure.
         row: int64, broadcastable to the input's shape: which row of ``steps`` serves which element.
+        upper: thresholds of the greatest value, none above its counterpart in ``steps``; None where the value is exact.
     """
 
     name: str
     inputs: tuple[str, ...]
     steps: Steps
     row: IntegerArray
+    upper: Steps | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -45,8 +45,11 @@ def _linear(node: Linear, inputs: list[Range]) -> Range:
 
 
 def _staircase(node: Staircase, inputs: list[Range]) -> Range:
-    low, high = (apply_rows(node.row, node.steps.rows, bound, node.steps.value) for bound in inputs[0])
-    return low, high
+    low, high = inputs[0]
+    greatest = node.steps if node.upper is None else node.upper
+    return apply_rows(node.row, node.steps.rows, low, node.steps.value), apply_rows(
+        node.row, node.steps.rows, high, greatest.value
+    )
 
 
 def _table(node: Table, inputs: list[Range]) -> Range:

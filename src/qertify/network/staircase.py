@@ -94,6 +94,15 @@ class Steps:
         return int(self.thresholds[row, value - self.low - 1])
 
 
+def gap_of(steps: Steps, upper: Steps | None, row: int, low: int, high: int) -> int:
+    """The most by which two staircases, upper ≥ steps, differ on low … high; 0 without an upper one."""
+    if upper is None:
+        return 0
+    jumps = upper.thresholds[row]
+    points = np.append(jumps[(jumps > low) & (jumps <= high)], low)
+    return int((upper.value(row, points) - steps.value(row, points)).max())
+
+
 def steps_from_function(
     function: Callable[[IntegerArray], IntegerArray], rows: int, low: int, high: int, limit: int = ACCUMULATOR_LIMIT
 ) -> Steps:

@@ -8,6 +8,9 @@ the level v at which it happens; with T the thresholds of the output staircases 
 
 A case covers a run of consecutive levels by one linear inequality, which is necessary for each of them; bisected down to
 single levels the cases are exact. This is an output-based partition, and it is exact whatever the staircases are.
+
+Where the output staircases are enclosures, "violated" means that some run may violate: T_j is then a threshold of the upper
+staircase, T_t one of the lower.
 """
 
 from __future__ import annotations
@@ -35,12 +38,14 @@ class OutputView:
         element: int64, shape (classes,): flat index of each class's accumulator in that node's value.
         steps: the output staircases, or None if the accumulators are the outputs.
         row: int64, shape (classes,): each class's row of ``steps``.
+        upper: the upper staircases where those are enclosures.
     """
 
     node: str
     element: IntegerArray
     steps: Steps | None
     row: IntegerArray
+    upper: Steps | None = None
 
 
 def output_view(network: Network) -> OutputView:
@@ -63,7 +68,7 @@ def output_view(network: Network) -> OutputView:
     if not isinstance(node, Staircase):
         return OutputView(node.name, element, None, np.zeros_like(element))
     row = np.broadcast_to(node.row, network.shapes[node.name]).reshape(-1)[element]
-    return OutputView(node.inputs[0], element, node.steps, row)
+    return OutputView(node.inputs[0], element, node.steps, row, node.upper)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +172,7 @@ class CaseSplitter:
 
     def _floor(self, competitor: int, level: int, tie: bool) -> int | None:
         """The least z_j at which the competitor beats a label at ``level``; None when there is none."""
-        steps = self.view.steps
+        steps = self.view.steps if self.view.upper is None else self.view.upper
         assert steps is not None
         needed = level if tie else level + 1
         return None if needed == steps.low else steps.threshold(int(self.view.row[competitor]), needed)

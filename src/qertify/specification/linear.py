@@ -97,13 +97,17 @@ class RowViolation:
 
     def violated(self, outputs: IntegerArray) -> np.ndarray:
         """Whether the rows lie in some box, shape (batch, rows) → bool (batch,). The definition."""
-        result = np.zeros(len(outputs), dtype=bool)
+        return self.possible(outputs, outputs)
+
+    def possible(self, low: IntegerArray, high: IntegerArray) -> np.ndarray:
+        """Whether rows between low and high may lie in some box, shapes (batch, rows) → bool (batch,)."""
+        result = np.zeros(len(low), dtype=bool)
         for box in self.boxes:
-            inside = np.ones(len(outputs), dtype=bool)
+            inside = np.ones(len(low), dtype=bool)
             for row, bound in box.upper:
-                inside &= outputs[:, row] <= bound
+                inside &= low[:, row] <= bound
             for row, bound in box.lower:
-                inside &= outputs[:, row] >= bound
+                inside &= high[:, row] >= bound
             result |= inside
         return result
 

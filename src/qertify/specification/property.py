@@ -68,6 +68,12 @@ class Classification:
             return np.ones(len(outputs), dtype=bool)
         return self.ties.predicted(outputs) == self.target
 
+    def possible(self, low: IntegerArray, high: IntegerArray) -> np.ndarray:
+        """Whether some outputs between low and high violate it, shapes (batch, classes) → bool (batch,)."""
+        worst = high.copy()
+        worst[:, self.label] = low[:, self.label]
+        return self.violated(worst)
+
     def violated(self, outputs: IntegerArray) -> np.ndarray:
         """Whether some competitor beats the label, shape (batch, classes) → bool (batch,). The definition."""
         own = outputs[:, self.label]

@@ -26,6 +26,10 @@ class Property(Protocol):
         """Whether it fails, shape (batch, outputs) → bool (batch,). The definition."""
         ...
 
+    def possible(self, low: IntegerArray, high: IntegerArray) -> np.ndarray:
+        """Whether outputs between low and high may violate it, shapes (batch, outputs) → bool (batch,); never too few."""
+        ...
+
     def convincing(self, outputs: IntegerArray) -> np.ndarray:
         """Which of some violations make the better counterexamples, shape (batch, outputs) → bool (batch,)."""
         ...

@@ -1,0 +1,103 @@
+"""The staircases of many units without a table a unit: units share the thresholds of their node's rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qertify.network.tensor import IntegerArray
+
+STRIDE = 1 << 34
+"""Distance of two rows in the common sequence of thresholds."""
+REACH = 1 << 33
+"""Accumulators must stay below this; thresholds beyond are moved to it, which changes nothing that is within reach."""
+ROW_LIMIT = 1 << 18
+"""Most rows, so that the common sequence is exact in float64."""
+CHUNK = 1 << 20
+"""Entries of a table of thresholds that are looked at together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Levels:
+    """Thresholds of all rows, one after the other, row r moved by r·STRIDE, so that one search serves all units.
+
+    Attributes:
+        keys: (total,), float64 integers, non-decreasing.
+        start: (N,), where the row of each unit starts. base: (N,), its shift. count: (N,), its length.
+        low: (N,), the least value of the row, reachable or not.
+    """
+
+    keys: Tensor
+    start: Tensor
+    base: Tensor
+    count: Tensor
+    low: Tensor
+
+    def value(self, z: Tensor) -> Tensor:
+        """σ_u(z_u) in float64; |z| < REACH, shape (…, N)."""
+        return torch.searchsorted(self.keys, z + self.base, right=True) - self.start + self.low
+
+    def threshold(self, value: Tensor) -> Tensor:
+        """T_u(value_u), shape (…, N); −infinity at or below the row's least value, +infinity above its greatest."""
+        position = (value - self.low).long()
+        inside = (position > 0) & (position <= self.count)
+        found = self.keys[torch.where(inside, self.start + position - 1, 0)] - self.base
+        return torch.where(inside, found, torch.where(position <= 0, -torch.inf, torch.inf))
+
+
+class LevelsBuilder:
+    """Collects rows and the units that use them."""
+
+    def __init__(self) -> None:
+        self._rows: list[IntegerArray] = [np.zeros(1, dtype=np.int64)]
+        self._low: list[int] = [0]
+        self._unit_rows: list[IntegerArray] = []
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    def add_row(self, thresholds: IntegerArray, low: int) -> int:
+        """A row of non-decreasing thresholds above the value ``low``; returns its number."""
+        self._rows.append(np.clip(thresholds, 1 - REACH, REACH - 1))
+        self._low.append(low)
+        return len(self._rows) - 1
+
+    def add_units(self, rows: IntegerArray) -> None:
+        """More units, by the number of their row; 0 for those without a value."""
+        self._unit_rows.append(rows)
+
+    def finish(self) -> Levels:
+        counts = np.array([len(row) for row in self._rows], dtype=np.int64)
+        starts = np.cumsum(counts) - counts
+        keys = np.concatenate([row + number * STRIDE for number, row in enumerate(self._rows)]).astype(np.float64)
+        rows = np.concatenate(self._unit_rows) if self._unit_rows else np.empty(0, dtype=np.int64)
+        low = np.array(self._low, dtype=np.float64)
+        pick = torch.from_numpy
+        return Levels(
+            pick(keys), pick(starts[rows]), pick((rows * STRIDE).astype(np.float64)), pick(counts[rows]), pick(low[rows])
+        )
+
+
+def measure(levels: Levels, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """`Program.spacing` and `Program.unevenness` of the thresholds between two values of each unit, (N,) each."""
+    spacing, unevenness = torch.ones_like(first), torch.zeros_like(first)
+    longest = int((last - first).max()) if len(first) else 0
+    if not longest:
+        return spacing, unevenness
+    step = torch.arange(longest, dtype=torch.float64, device=first.device)
+    for part in torch.nonzero(last - first > 1)[:, 0].split(max(1, CHUNK // longest)):
+        count = (last - first)[part, None]
+        where = (levels.start + (first - levels.low).long())[part, None] + torch.minimum(step, count - 1).long()
+        thresholds = levels.keys[where] - levels.base[part, None]
+        ends = thresholds[:, :1], thresholds[:, -1:]
+        slope = (ends[1] - ends[0]) / (count - 1)
+        deviation = thresholds - (ends[0] + slope * torch.minimum(step, count - 1))
+        gaps = thresholds[:, 1:] - thresholds[:, :-1]
+        uneven = ((gaps != gaps[:, :1]) & (step[1:] < count)).any(-1)
+        width = (deviation.amax(-1) - deviation.amin(-1)).ceil() + 1  # +1 covers rounding of the line
+        spacing[part], unevenness[part] = slope[:, 0], torch.where(uneven, width, 0.0)
+    return spacing, unevenness

@@ -1,0 +1,436 @@
+"""A network's affine equations as operators: node after node, instead of one dense matrix.
+
+`Program` writes its equations z = input_matrix·x + unit_matrix·y + constant. Here the two matrices are never formed.
+`Operators.backward` multiplies them from the left, by transposed convolutions and products from the outputs to the inputs;
+`Operators.forward` multiplies them from the right. Both stop at every block of units and ask what to put in there, so one
+pass is also a whole network evaluation, or a whole backward relaxation.
+
+In float64 on integers nothing rounds as long as partial sums stay below 2⁵³. A pass in *absolute* mode replaces every
+coefficient by its absolute value and every sum by one of magnitudes: it bounds them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qertify.network.nodes import Convolution, Dense, Linear, PoolSum, Window
+
+Shape = tuple[int, ...]
+Fill = Callable[[int, int, Tensor], Tensor]
+"""First and last+1 of a block of units, and what the pass found for them, (batch, count) → what goes on from them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coefficients:
+    """Integers in float64, and the forms of them that passes have asked for."""
+
+    exact: Tensor
+    forms: dict[tuple[torch.dtype, bool], Tensor] = field(default_factory=dict[tuple[torch.dtype, bool], Tensor])
+
+    def form(self, mode: Mode) -> Tensor:
+        if mode not in self.forms:
+            self.forms[mode] = (self.exact.abs() if mode[1] else self.exact).to(mode[0])
+        return self.forms[mode]
+
+
+Mode = tuple[torch.dtype, bool]
+"""Number type of a pass, and whether it is absolute."""
+
+
+class Pass:
+    """One pass through the graph: what is known of each node so far, flat, (batch, elements).
+
+    Attributes:
+        mode: its number type, and whether it is absolute.
+        units: (batch, N), what the blocks found. inputs: (batch, n), given to a forward pass, result of a backward one.
+        largest: in an absolute pass the greatest entry of all tensors.
+    """
+
+    def __init__(self, mode: Mode, units: Tensor, inputs: Tensor, fill: Fill) -> None:
+        self.mode, self.units, self.inputs, self.largest = mode, units, inputs, 0.0
+        self._fill = fill
+        self.values: dict[str, Tensor] = {}
+
+    def block(self, first: int, last: int, found: Tensor) -> Tensor:
+        self._see(found)
+        self.units[:, first:last] = found
+        return self._fill(first, last, found)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Add to what is known of a node."""
+        total = self.values[name] + value if name in self.values else value
+        self._see(total)
+        self.values[name] = total
+
+    def put(self, name: str, value: Tensor) -> None:
+        """A node's value; a magnitude is one at least, so that magnitudes bound the coefficients of backward passes, too."""
+        if self.mode[1]:
+            value = value.clamp(min=1)
+            self._see(value)
+        self.values[name] = value
+
+    def minus(self, left: Tensor, right: Tensor) -> Tensor:
+        """The difference; in an absolute pass the magnitude of it."""
+        return left + right if self.mode[1] else left - right
+
+    def _see(self, value: Tensor) -> None:
+        if self.mode[1] and value.numel():
+            self.largest = max(self.largest, float(value.max()))
+
+
+class Operator(Protocol):
+    """One node."""
+
+    def forward(self, state: Pass) -> None:
+        """From the values of the node's inputs to its own."""
+        ...
+
+    def backward(self, state: Pass) -> None:
+        """From the weight of the node's value, if it has one, to those of its inputs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InputOperator:
+    """The network's input: constant elements, and those that vary, which are the first of the program's inputs."""
+
+    name: str
+    constant: Coefficients
+    varies: Tensor
+
+    def forward(self, state: Pass) -> None:
+        value = self.constant.form(state.mode).expand(len(state.inputs), -1).clone()
+        value[:, self.varies] = state.inputs[:, : len(self.varies)]
+        state.put(self.name, value)
+
+    def backward(self, state: Pass) -> None:
+        weight = state.values.pop(self.name, None)
+        if weight is not None:
+            state.inputs[:, : len(self.varies)] = weight[:, self.varies]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LinearOperator:
+    """weight · (value − zero_point) + bias; ``weight`` shaped as the node's, ones for a pool sum; bias per output channel."""
+
+    name: str
+    source: str
+    node: Linear
+    weight: Coefficients
+    bias: Coefficients
+    zero_point: Coefficients
+    before: Shape
+    after: Shape
+
+    def forward(self, state: Pass) -> None:
+        value = state.minus(state.values[self.source], self.zero_point.form(state.mode))
+        weight, bias = self.weight.form(state.mode), self.bias.form(state.mode)
+        if isinstance(self.node, Dense):
+            state.put(self.name, value @ weight.T + bias)
+            return
+        window = self.node.window
+        top, left, bottom, right = window.padding
+        image = functional.pad(value.reshape(-1, *self.before), (left, right, top, bottom))
+        groups = groups_of(self.node, self.before)
+        summed = functional.conv2d(image, weight, bias, window.stride, 0, window.dilation, groups)
+        state.put(self.name, summed.reshape(len(value), -1))
+
+    def backward(self, state: Pass) -> None:
+        above = state.values.pop(self.name, None)
+        if above is None:
+            return
+        weight = self.weight.form(state.mode)
+        if isinstance(self.node, Dense):
+            state.add(self.source, above @ weight)
+            return
+        window = self.node.window
+        image = above.reshape(-1, *self.after)
+        groups = groups_of(self.node, self.before)
+        spread = functional.conv_transpose2d(image, weight, None, window.stride, 0, 0, groups, window.dilation)
+        state.add(self.source, _crop(spread, window, self.before).reshape(len(above), -1))
+
+
+def groups_of(node: Convolution | PoolSum, before: Shape) -> int:
+    """A pool sum is a convolution channel by channel."""
+    return before[0] if isinstance(node, PoolSum) else node.groups
+
+
+def _crop(spread: Tensor, window: Window, before: Shape) -> Tensor:
+    """Cut the padding off, and give back the border that the stride never reached."""
+    top, left = window.padding[:2]
+    rows, columns = spread.shape[-2:]
+    return functional.pad(spread, (-left, before[2] + left - columns, -top, before[1] + top - rows))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AddOperator:
+    """The sum of the inputs."""
+
+    name: str
+    sources: tuple[str, ...]
+
+    def forward(self, state: Pass) -> None:
+        first, *rest = (state.values[name] for name in self.sources)
+        for value in rest:
+            first = first + value
+        state.put(self.name, first)
+
+    def backward(self, state: Pass) -> None:
+        weight = state.values.pop(self.name, None)
+        if weight is not None:
+            for name in self.sources:
+                state.add(name, weight)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PickOperator:
+    """Elements picked from the inputs one after the other, or the constant ``fill``.
+
+    Attributes:
+        sizes: elements of each input.
+        index: of each element, one past the last for the constant.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    sizes: tuple[int, ...]
+    index: Tensor
+    fill: Coefficients
+
+    def forward(self, state: Pass) -> None:
+        parts = [state.values[name] for name in self.sources]
+        everything = torch.cat([*parts, self.fill.form(state.mode).expand(len(parts[0]), 1)], dim=1)
+        state.put(self.name, everything[:, self.index])
+
+    def backward(self, state: Pass) -> None:
+        weight = state.values.pop(self.name, None)
+        if weight is None:
+            return
+        everything = weight.new_zeros(len(weight), sum(self.sizes) + 1).index_add(1, self.index, weight)
+        for name, part in zip(self.sources, everything[:, :-1].split(list(self.sizes), dim=1), strict=True):
+            state.add(name, part)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Errors:
+    """Additional inputs that make up the difference at some elements.
+
+    Attributes:
+        constant: per element. chosen: elements with an input of their own. first: the first of these inputs.
+    """
+
+    constant: Coefficients
+    chosen: Tensor
+    first: int
+
+    def forward(self, state: Pass, value: Tensor) -> Tensor:
+        value = value + self.constant.form(state.mode)
+        return value.index_add(1, self.chosen, state.inputs[:, self.first : self.first + len(self.chosen)])
+
+    def backward(self, state: Pass, weight: Tensor) -> None:
+        state.inputs[:, self.first : self.first + len(self.chosen)] = weight[:, self.chosen]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitsOperator:
+    """A staircase: its units first … first + len(chosen) − 1, constants elsewhere, errors of an enclosure."""
+
+    name: str
+    source: str
+    chosen: Tensor
+    first: int
+    constant: Coefficients
+    errors: Errors | None
+
+    def forward(self, state: Pass) -> None:
+        given = state.values[self.source]
+        found = state.block(self.first, self.first + len(self.chosen), given[:, self.chosen])
+        value = self.constant.form(state.mode).expand(len(given), -1).index_add(1, self.chosen, found)
+        state.put(self.name, value if self.errors is None else self.errors.forward(state, value))
+
+    def backward(self, state: Pass) -> None:
+        weight = state.values.pop(self.name, None)
+        if weight is None:
+            return
+        if self.errors is not None:
+            self.errors.backward(state, weight)
+        total = state.block(self.first, self.first + len(self.chosen), weight[:, self.chosen])
+        state.add(self.source, torch.zeros_like(weight).index_add(1, self.chosen, total))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Challenge:
+    """One more element of each window of a maximum: it wins, it loses, or a unit decides.
+
+    Attributes:
+        wins, wins_from: windows where it is always greater, and its elements.
+        open, open_from: windows where a unit max(element − best, 0) is added to the best so far, and its elements.
+        first: the first of these units.
+    """
+
+    wins: Tensor
+    wins_from: Tensor
+    open: Tensor
+    open_from: Tensor
+    first: int
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.open)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaxOperator:
+    """max(m, e) = m + max(e − m, 0), element after element of the window, starting with elements ``leader``."""
+
+    name: str
+    source: str
+    size: int
+    leader: Tensor
+    challenges: tuple[Challenge, ...]
+
+    def forward(self, state: Pass) -> None:
+        given = state.values[self.source]
+        best = given[:, self.leader]
+        for item in self.challenges:
+            difference = state.minus(given[:, item.open_from], best[:, item.open])
+            found = state.block(item.first, item.last, difference)
+            best = best.index_copy(1, item.wins, given[:, item.wins_from]).index_add(1, item.open, found)
+            if state.mode[1]:
+                best = best.clamp(min=1)
+        state.put(self.name, best)
+
+    def backward(self, state: Pass) -> None:
+        best = state.values.pop(self.name, None)
+        if best is None:
+            return
+        below = best.new_zeros(len(best), self.size)
+        for item in reversed(self.challenges):
+            total = state.block(item.first, item.last, best[:, item.open])
+            below = below.index_add(1, item.wins_from, best[:, item.wins]).index_add(1, item.open_from, total)
+            best = best.index_fill(1, item.wins, 0.0).index_add(1, item.open, total if state.mode[1] else -total)
+        state.add(self.source, below.index_add(1, self.leader, best))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SlopeOperator:
+    """Σ slope · (value − zero) over the inputs, and an error: a table around a line, a product around its middle."""
+
+    name: str
+    sources: tuple[str, ...]
+    slopes: tuple[Coefficients, ...]
+    errors: Errors
+
+    def forward(self, state: Pass) -> None:
+        parts = [state.values[name] * slope.form(state.mode) for name, slope in zip(self.sources, self.slopes, strict=True)]
+        state.put(self.name, self.errors.forward(state, torch.stack(parts).sum(0)))
+
+    def backward(self, state: Pass) -> None:
+        weight = state.values.pop(self.name, None)
+        if weight is None:
+            return
+        self.errors.backward(state, weight)
+        for name, slope in zip(self.sources, self.slopes, strict=True):
+            state.add(name, weight * slope.form(state.mode))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OutputsOperator:
+    """The output accumulators: units without a value."""
+
+    source: str
+    size: int
+    chosen: Tensor
+    first: int
+
+    def forward(self, state: Pass) -> None:
+        state.block(self.first, self.first + len(self.chosen), state.values[self.source][:, self.chosen])
+
+    def backward(self, state: Pass) -> None:
+        nothing = state.units.new_zeros(len(state.units), len(self.chosen))
+        total = state.block(self.first, self.first + len(self.chosen), nothing)
+        state.add(self.source, total.new_zeros(len(total), self.size).index_add(1, self.chosen, total))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operators:
+    """The equations of a program, one operator a node, in topological order.
+
+    Attributes:
+        inputs, units: n and N.
+        last_use: node → position of the last operator that reads it, after which a forward pass forgets it.
+        reach: a bound on Σ_u |coefficient| of one multiplier each in any sum of a backward pass.
+    """
+
+    steps: tuple[Operator, ...]
+    inputs: int
+    units: int
+    reach: float = 0.0
+
+    def backward(self, like: Tensor, fill: Fill, absolute: bool = False) -> Pass:
+        """From weights of the accumulators to weights of inputs and of values.
+
+        Args:
+            like: supplies batch, number type and device.
+            fill: gets the weights of a block's values, returns those of its accumulators.
+
+        Returns:
+            the pass, with `inputs` = total·input_matrix and `units` = total·unit_matrix.
+        """
+        batch = len(like)
+        state = Pass((like.dtype, absolute), like.new_zeros(batch, self.units), like.new_zeros(batch, self.inputs), fill)
+        for step in reversed(self.steps):
+            step.backward(state)
+        return state
+
+    def forward(self, x: Tensor, fill: Fill, absolute: bool = False) -> Pass:
+        """From inputs, (batch, n), to accumulators, in `units`.
+
+        Args:
+            fill: gets a block's accumulators, returns its values.
+        """
+        state = Pass((x.dtype, absolute), x.new_zeros(len(x), self.units), x, fill)
+        for step in self.steps:
+            step.forward(state)
+        return state
+
+    def head(self, blocks: int, units: int) -> Operators:
+        """The equations of the first blocks of units only."""
+        kept: list[Operator] = []
+        for step in self.steps:
+            if _blocks_of(step) and _first_unit(step) >= units:
+                break
+            kept.append(step)
+        return replace(self, steps=tuple(kept), units=units)
+
+    def to(self, device: str) -> Operators:
+        """The same on another device."""
+        return replace(self, steps=tuple(_moved(step, device) for step in self.steps))
+
+
+def _moved(item: Any, device: str) -> Any:
+    if isinstance(item, Tensor):
+        return item.to(device)
+    if isinstance(item, tuple):
+        return tuple(_moved(part, device) for part in item)
+    if isinstance(item, Coefficients):
+        return Coefficients(item.exact.to(device))
+    if is_dataclass(item) and not isinstance(item, type) and not isinstance(item, Dense | Convolution | PoolSum):
+        return replace(item, **{each.name: _moved(getattr(item, each.name), device) for each in fields(item)})
+    return item
+
+
+def constant_of(value: Tensor) -> Coefficients:
+    """Coefficients from any integers."""
+    return Coefficients(value.to(torch.float64))
+
+
+def elements(shape: Shape) -> int:
+    return prod(shape)

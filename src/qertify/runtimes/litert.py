@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError, UnsupportedModelError
-from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.ranges import accumulator_proofs
 from qertify.network.tensor import IntegerArray
-from qertify.runtimes.base import Replay
+from qertify.runtimes.base import Replay, replayed
 from qertify.runtimes.code_input import CodeInput
 from qertify.runtimes.input_quantizer import InputQuantizer
 from qertify.runtimes.litert_arithmetic import Kernels, quantize
@@ -261,10 +260,7 @@ class LiteRt:
         inputs = self._checked(real)
         outputs = run(content, self._resolver, inputs)
         codes = self._inputs.codes(inputs)
-        reference = evaluate(self.network, codes)
-        expected = self._dequantized(reference) if self.network.metadata["output"] == "dequantized" else reference
-        agrees = np.all(outputs == expected, axis=1)
-        return Replay(f"LiteRT {version()}", codes, outputs, reference, np.argmax(outputs, axis=1), agrees)
+        return replayed(f"LiteRT {version()}", self.network, codes, outputs, self._dequantized)
 
     def _dequantized(self, codes: IntegerArray) -> NDArray[Any]:
         """Output codes as the runtime's own kernel dequantizes them."""

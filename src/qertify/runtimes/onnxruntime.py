@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError
-from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
-from qertify.runtimes.base import Replay
+from qertify.runtimes.base import Replay, replayed
 from qertify.runtimes.float32 import Float32Array, greatest_float32, least_float32
 from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
 from qertify.specification.region import IntegerBox
@@ -257,20 +256,8 @@ class OnnxRuntime:
         except Exception as error:  # its exceptions share no base class
             raise ModelFileError(f"{path}: onnxruntime fails on it: {' '.join(str(error).split())[:300]}") from error
         codes = self._quantize(inputs)
-        reference = evaluate(self.network, codes)
-        predicted, agrees = self._compare(outputs, reference)
-        return Replay(f"onnxruntime {version()}", codes, outputs, reference, predicted, agrees)
+        return replayed(f"onnxruntime {version()}", self.network, codes, outputs, self._dequantized)
 
-    def _compare(self, outputs: NDArray[Any], reference: IntegerArray) -> tuple[IntegerArray, NDArray[np.bool_]]:
-        kind = self.network.metadata["output"]
-        if kind == "argmax":
-            predicted = outputs.reshape(-1).astype(np.int64)
-            return predicted, predicted == np.argmax(reference, axis=1)
-        predicted = np.argmax(outputs, axis=1)
-        if kind == "softmax":
-            return predicted, predicted == np.argmax(reference, axis=1)
-        expected: IntegerArray | Float32Array = reference
-        if kind == "dequantized":
-            quantization = self.network.output_quantization
-            expected = dequantize(reference, np.float32(quantization.scale[0]), int(quantization.zero_point[0]))
-        return predicted, np.all(outputs == expected, axis=1)
+    def _dequantized(self, codes: IntegerArray) -> Float32Array:
+        meaning = self.network.output_quantization
+        return dequantize(codes, np.float32(meaning.scale[0]), int(meaning.zero_point[0]))

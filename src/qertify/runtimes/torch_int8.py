@@ -18,10 +18,9 @@ import torch
 from numpy.typing import ArrayLike
 
 from qertify.errors import InvalidInputError, ModelFileError
-from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
-from qertify.runtimes.base import Replay
+from qertify.runtimes.base import Replay, replayed
 from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.input_quantizer import InputQuantizer
 from qertify.runtimes.torch_arithmetic import BODY, Engine, dequantize, quantize
@@ -149,14 +148,11 @@ class TorchInt8:
         with running(self.engine):
             outputs = run(self._module(path), inputs)
         codes = self._quantizer.codes(inputs)
-        reference = evaluate(self.network, codes)
-        expected: IntegerArray | Float32Array = reference
-        if self.network.metadata["output"] == "dequantized":
-            quantization = self.network.output_quantization
-            expected = dequantize(reference, np.float32(quantization.scale[0]), int(quantization.zero_point[0]))
-        agrees = np.all(outputs == expected, axis=1)
-        name = f"torch {version()} {self.engine.value}"
-        return Replay(name, codes, outputs, reference, np.argmax(outputs, axis=1), agrees)
+        return replayed(f"torch {version()} {self.engine.value}", self.network, codes, outputs, self._dequantized)
+
+    def _dequantized(self, codes: IntegerArray) -> Float32Array:
+        meaning = self.network.output_quantization
+        return dequantize(codes, np.float32(meaning.scale[0]), int(meaning.zero_point[0]))
 
     def _module(self, path: str | os.PathLike[str] | torch.nn.Module) -> torch.nn.Module:
         if isinstance(path, torch.nn.Module):

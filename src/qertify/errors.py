@@ -68,3 +68,7 @@ class StoreError(QertifyError):
 
 class WorkerError(QertifyError):
     """Worker processes that can't be started, or that die before they do any work."""
+
+
+class CertificateError(QertifyError):
+    """A certificate that can't be read or written, that is of another network, or that a verdict does not allow."""

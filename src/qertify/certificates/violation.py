@@ -1,0 +1,120 @@
+"""What a claim's violation is, on a network's output accumulators: derived from scratch for checking a proof."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qertify.certificates.format import CaseClaim, Claim
+from qertify.errors import UnsupportedModelError
+from qertify.network.network import Network
+from qertify.network.nodes import Rearrange, Staircase
+from qertify.network.staircase import Steps
+from qertify.network.tensor import IntegerArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """The output accumulators: element[k] of ``node`` makes output k, through row[k] of ``steps`` unless that is None."""
+
+    node: str
+    element: IntegerArray
+    steps: Steps | None
+    row: IntegerArray
+
+
+def outputs_of(network: Network) -> Outputs:
+    """Look through reordering and the last staircase.
+
+    Raises:
+        UnsupportedModelError: outputs that can't be compared as integers.
+    """
+    node, element = network.output, np.arange(network.output_size, dtype=np.int64)
+    if not network.output_quantization.per_tensor:
+        reason = "certificates don't cover classes with different output scales yet"
+        raise UnsupportedModelError(node.name, type(node).__name__, "scale", reason)
+    while isinstance(node, Rearrange) and len(node.inputs) == 1 and np.all(node.indices >= 0):
+        node, element = network.by_name[node.inputs[0]], node.indices.reshape(-1)[element]
+    if not isinstance(node, Staircase):
+        return Outputs(node.name, element, None, np.zeros_like(element))
+    if getattr(node, "upper", None) is not None:
+        raise UnsupportedModelError(node.name, "Staircase", "upper", "certificates don't cover enclosures yet")
+    row = np.broadcast_to(node.row, network.shapes[node.name]).reshape(-1)[element]
+    return Outputs(node.inputs[0], element, node.steps, row)
+
+
+def violated(claim: Claim, outputs: IntegerArray) -> np.ndarray:
+    """Whether another class, or the target, beats the label; outputs (batch, classes) → bool (batch,). The definition."""
+    own, result = outputs[:, claim.label], np.zeros(len(outputs), dtype=bool)
+    for competitor in competitors(claim, outputs.shape[1]):
+        other = outputs[:, competitor]
+        result |= other >= own if wins_tie(claim, competitor) else other > own
+    return result
+
+
+def competitors(claim: Claim, classes: int) -> list[int]:
+    """The classes that must not beat the label."""
+    return [claim.target] if claim.target is not None else [j for j in range(classes) if j != claim.label]
+
+
+def wins_tie(claim: Claim, competitor: int) -> bool:
+    """Whether an output equal to the label's beats it."""
+    return {"first": competitor < claim.label, "last": competitor > claim.label, "violation": True}[claim.ties]
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """One way to violate the claim: z_i ≤ upper[i], z_i ≥ lower[i], and Σ weight·z ≤ limit where there are weights."""
+
+    upper: dict[int, int] = field(default_factory=dict[int, int])
+    lower: dict[int, int] = field(default_factory=dict[int, int])
+    weights: tuple[tuple[int, int], ...] = ()
+    limit: int = 0
+
+    def within(self, low: list[int], high: list[int]) -> bool:
+        """Whether ranges of the accumulators allow it."""
+        possible = all(low[i] <= bound for i, bound in self.upper.items()) and all(high[i] >= b for i, b in self.lower.items())
+        return possible and sum(w * (low if w > 0 else high)[i] for i, w in self.weights) <= self.limit
+
+    def greatest(self, weights: tuple[tuple[int, int], ...]) -> int | None:
+        """The most that Σ weight·z can be in it; None if it allows any number."""
+        if self.weights and weights == self.weights:
+            return self.limit
+        result = 0
+        for i, weight in weights:
+            bounds = self.upper if weight > 0 else self.lower
+            if i not in bounds:
+                return None
+            result += weight * bounds[i]
+        return result
+
+
+def atoms(claim: Claim, outputs: Outputs) -> dict[tuple[int | None, int], Atom]:
+    """All ways to violate the claim, by competitor and level v; they cover it.
+
+    A competitor j beats the label t where the label's output is at most v and its own is at least v + 1, or v if it wins
+    ties, for some v. With thresholds T: z_t ≤ T_t(v+1) − 1 and z_j ≥ T_j(v+1), or T_j(v). At the lowest level a competitor that
+    wins ties needs nothing: key None, for all such competitors.
+    """
+    label, steps = claim.label, outputs.steps
+    result: dict[tuple[int | None, int], Atom] = {}
+    for competitor in competitors(claim, len(outputs.element)):
+        tie = wins_tie(claim, competitor)
+        if steps is None:
+            result[competitor, 0] = Atom(weights=((label, 1), (competitor, -1)), limit=0 if tie else -1)
+            continue
+        own, other = int(outputs.row[label]), int(outputs.row[competitor])
+        for level in range(steps.low, steps.high + 1 if tie else steps.high):
+            needed = level if tie else level + 1
+            upper = {} if level == steps.high else {label: steps.threshold(own, level + 1) - 1}
+            if needed == steps.low:
+                result[None, level] = Atom(upper)
+            else:
+                result[competitor, level] = Atom(upper, {competitor: steps.threshold(other, needed)})
+    return result
+
+
+def members(case: CaseClaim, reachable: dict[tuple[int | None, int], Atom]) -> list[tuple[int | None, int]]:
+    """The keys of a case's atoms."""
+    return [key for key in reachable if key[0] == case.competitor and case.first <= key[1] <= case.last]

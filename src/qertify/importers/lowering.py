@@ -15,17 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from qertify.errors import InvalidNetworkError, UnsupportedModelError
+from qertify.importers.moving import Codes, Mover, Shape
 from qertify.network.network import Network
 from qertify.network.nodes import (
     Add,
     Convolution,
     Dense,
     Input,
-    Max,
     Node,
     PoolSum,
     Product,
-    Rearrange,
     Staircase,
     Table,
     Window,
@@ -34,31 +33,10 @@ from qertify.network.nodes import (
 from qertify.network.staircase import Steps, steps_from_function
 from qertify.network.tensor import FloatArray, IntegerArray, QuantizationParameters, as_integers
 
-Shape = tuple[int, ...]
-ELEMENT_LIMIT = 1 << 26
-"""Most elements of one tensor: a hostile shape must not fill the memory."""
 FINEST_GRID = 48
 """Finest grid, in bits after the binary point, that `Builder.combine` tries."""
 SUM_BITS = 60
 """Width that every integer sum of `Builder.combine` must fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """A tensor of integers in a network under construction.
-
-    Attributes:
-        node: name of the node that computes it.
-        shape: without the batch axis.
-        low, high: range of the codes, as the type or the clamp gives it.
-        quantization: what a code means, or None where it means nothing (an accumulator).
-    """
-
-    node: str
-    shape: Shape
-    low: int
-    high: int
-    quantization: QuantizationParameters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +59,8 @@ class Requantize:
     row: IntegerArray | None = None
 
 
-class Builder:
-    """Collects nodes; every method returns the tensor that the new node computes.
-
-    Names must be unique; a method that makes several nodes appends "/accumulator", "/requantize" and the like.
-    """
-
-    def __init__(self) -> None:
-        self._nodes: dict[str, Node] = {}
-        self._shapes: dict[str, Shape] = {}
-
-    def _add(self, node: Node, shape: Shape, low: int, high: int, quantization: QuantizationParameters | None = None) -> Codes:
-        if node.name in self._nodes:
-            raise InvalidNetworkError(node.name, "two nodes have this name")
-        if prod(shape) > ELEMENT_LIMIT:
-            raise InvalidNetworkError(node.name, f"has {prod(shape)} elements, more than {ELEMENT_LIMIT}")
-        self._nodes[node.name], self._shapes[node.name] = node, shape
-        return Codes(node.name, shape, low, high, quantization)
+class Builder(Mover[Node]):
+    """Makes nodes of integer networks; a method that makes several appends "/accumulator", "/requantize" and the like."""
 
     def input(self, name: str, shape: Shape, low: int, high: int, quantization: QuantizationParameters) -> Codes:
         """The network's input."""
@@ -161,11 +124,6 @@ class Builder:
 
     def _accumulator(self, node: Node, shape: Shape) -> Codes:
         return self._add(node, shape, -(1 << 31), (1 << 31) - 1)
-
-    def _windowed(self, name: str, x: Codes, window: Window, channels: int) -> Shape:
-        if len(x.shape) != 3:
-            raise InvalidNetworkError(name, f"needs an input of shape (channels, height, width), got {x.shape}")
-        return (channels, *window.output_size(x.shape[1], x.shape[2]))
 
     def requantize(self, name: str, z: Codes, requantize: Requantize) -> Codes:
         """The staircase of an accumulator; thresholds by bisection on the function, one row a distinct staircase."""
@@ -274,68 +232,6 @@ class Builder:
         result = self._add(node, z.shape, steps.low, steps.high, quantization)
         return self.reshape(f"{name}/output", result, a.shape)
 
-    def max_pool(self, name: str, x: Codes, window: Window) -> Codes:
-        """The maximum over each window; padded positions don't take part."""
-        shape = self._windowed(name, x, window, x.shape[0] if x.shape else 0)
-        return self._add(Max(name, (x.node,), window), shape, x.low, x.high, x.quantization)
-
-    # Moving elements. Codes keep their meaning, so inputs of several tensors must agree on it (the importer checks).
-
-    def rearrange(self, name: str, inputs: Sequence[Codes], indices: ArrayLike, fill: int = 0) -> Codes:
-        """Elements picked by flat index from the concatenated inputs, −1 for ``fill``; composed with earlier picks."""
-        chosen, first = as_integers(indices, name), inputs[0]
-        origins = [self._origin(x) for x in inputs]
-        sources = tuple(node for node, _ in origins)
-        if sources != tuple(x.node for x in inputs):
-            starts = np.cumsum([0, *(prod(self._shapes[node]) for node in sources)])
-            position = np.concatenate([start + origin for start, (_, origin) in zip(starts, origins, strict=False)])
-            chosen = as_integers(np.where(chosen < 0, -1, position[chosen]))
-        if len(sources) == 1 and self._shapes[sources[0]] == chosen.shape and _is_identity(chosen):
-            return replace(first, node=sources[0], shape=chosen.shape)
-        low, high = min(x.low for x in inputs), max(x.high for x in inputs)
-        if np.any(chosen < 0):
-            low, high = min(low, fill), max(high, fill)
-        return self._add(Rearrange(name, sources, chosen, fill), chosen.shape, low, high, first.quantization)
-
-    def _origin(self, x: Codes) -> tuple[str, IntegerArray]:
-        """Where the elements of a tensor come from: a node, and flat indices into its value."""
-        node = self._nodes[x.node]
-        if isinstance(node, Rearrange) and len(node.inputs) == 1 and not np.any(node.indices < 0):
-            return node.inputs[0], node.indices.reshape(-1)
-        return x.node, np.arange(prod(x.shape))
-
-    def reshape(self, name: str, x: Codes, shape: Shape) -> Codes:
-        """The same elements in C order."""
-        if prod(shape) != prod(x.shape):
-            raise InvalidNetworkError(name, f"can't reshape {x.shape} to {shape}")
-        return x if shape == x.shape else self.rearrange(name, (x,), np.arange(prod(shape)).reshape(shape))
-
-    def transpose(self, name: str, x: Codes, axes: Sequence[int]) -> Codes:
-        """Axes permuted, numpy's rule; without the batch axis."""
-        return self.rearrange(name, (x,), np.arange(prod(x.shape)).reshape(x.shape).transpose(axes))
-
-    def broadcast(self, name: str, x: Codes, shape: Shape) -> Codes:
-        """Repeated to ``shape`` by numpy's rule."""
-        if shape == x.shape:
-            return x
-        return self.rearrange(name, (x,), np.broadcast_to(np.arange(prod(x.shape)).reshape(x.shape), shape))
-
-    def concatenate(self, name: str, inputs: Sequence[Codes], axis: int) -> Codes:
-        """Joined along an axis."""
-        starts = np.cumsum([0, *(prod(x.shape) for x in inputs)])
-        parts = [start + np.arange(prod(x.shape)).reshape(x.shape) for start, x in zip(starts, inputs, strict=False)]
-        return self.rearrange(name, inputs, np.concatenate(parts, axis=axis))
-
-    def pad(self, name: str, x: Codes, widths: Sequence[tuple[int, int]], fill: int) -> Codes:
-        """``fill`` codes before and after each axis; a negative width crops."""
-        size = prod(max(0, n + before + after) for n, (before, after) in zip(x.shape, widths, strict=True))
-        if not 0 < size <= ELEMENT_LIMIT:
-            raise InvalidNetworkError(name, f"padding {x.shape} by {list(widths)} gives {size} elements")
-        indices = np.arange(prod(x.shape)).reshape(x.shape)
-        indices = np.pad(indices, [(max(0, b), max(0, a)) for b, a in widths], constant_values=-1)
-        crop = tuple(slice(max(0, -b), n - max(0, -a)) for n, (b, a) in zip(indices.shape, widths, strict=True))
-        return self.rearrange(name, (x,), indices[crop], fill)
-
     def build(
         self,
         output: Codes,
@@ -349,16 +245,7 @@ class Builder:
         Raises:
             InvalidNetworkError: a node breaks a rule of the integer network.
         """
-        needed = {output.node}
-        for name in reversed(self._nodes):
-            if name in needed:
-                needed.update(self._nodes[name].inputs)
-        nodes = tuple(node for name, node in self._nodes.items() if name in needed)
-        return Network(nodes, input_quantization, output_quantization, runtime_profile, metadata)
-
-
-def _is_identity(indices: IntegerArray) -> bool:
-    return bool(np.array_equal(indices.reshape(-1), np.arange(indices.size)))
+        return Network(self._needed(output), input_quantization, output_quantization, runtime_profile, metadata)
 
 
 def _steps_of_sum(a: IntegerArray, b: IntegerArray, image: IntegerArray, low: int, high: int) -> Steps | None:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qertify.errors import ModelFileError, UnsupportedModelError
-from qertify.importers.lowering import Builder, Codes
+from qertify.importers.lowering import Builder
+from qertify.importers.moving import Codes, Mover
 from qertify.importers.onnx_file import Constant, Graph, GraphNode
 from qertify.network.nodes import Window
 from qertify.network.tensor import IntegerArray, QuantizationParameters
@@ -45,19 +46,17 @@ class Decision:
 Value = Codes | Real | Decision
 
 
-@dataclass(slots=True)
-class Lowering:
-    """One import in progress.
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One import in progress, of a quantized or a float graph.
 
     Attributes:
         values: of the tensors lowered so far; constants are not among them.
-        kernels: for each linear node the types its multiplication runs on, which saturation analysis needs.
     """
 
     graph: Graph
-    builder: Builder = field(default_factory=Builder)
+    builder: Mover[Any]
     values: dict[str, Value] = field(default_factory=dict)
-    kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def value(self, node: GraphNode, position: int) -> Value:
         """An operand that depends on the network's input."""
@@ -67,13 +66,6 @@ class Lowering:
                 node.name, node.op, None, f"operand '{name}' is a constant here; a computed one is needed"
             )
         return self.values[name]
-
-    def codes(self, node: GraphNode, position: int) -> Codes:
-        """An operand that is an integer tensor."""
-        value = self.value(node, position)
-        if not isinstance(value, Codes):
-            raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantized operator is needed")
-        return value
 
     def is_constant(self, node: GraphNode, position: int) -> bool:
         return len(node.inputs) > position and node.inputs[position] in self.graph.constants
@@ -87,6 +79,25 @@ class Lowering:
         if array.dtype.kind not in kinds:
             raise UnsupportedModelError(node.name, node.op, None, f"operand '{name}' has the type {array.dtype}")
         return array
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering(Context):
+    """The import of a quantized graph.
+
+    Attributes:
+        kernels: for each linear node the types its multiplication runs on, which saturation analysis needs.
+    """
+
+    builder: Builder
+    kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def codes(self, node: GraphNode, position: int) -> Codes:
+        """An operand that is an integer tensor."""
+        value = self.value(node, position)
+        if not isinstance(value, Codes):
+            raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantized operator is needed")
+        return value
 
     def scales(self, node: GraphNode, position: int) -> Float32Array:
         """A scale operand, one-dimensional: one for the tensor or one a channel."""

@@ -9,10 +9,10 @@ from math import prod
 import numpy as np
 
 from qertify.errors import ModelFileError, UnsupportedModelError
-from qertify.importers.lowering import Codes
+from qertify.importers.moving import Codes
 from qertify.importers.onnx_context import (
+    Context,
     Decision,
-    Lowering,
     Real,
     Value,
     attribute,
@@ -24,10 +24,10 @@ from qertify.importers.onnx_context import (
 from qertify.importers.onnx_file import GraphNode
 
 
-def _integers_of(lowering: Lowering, node: GraphNode, position: int, name: str) -> list[int] | None:
+def _integers_of(context: Context, node: GraphNode, position: int, name: str) -> list[int] | None:
     """Integers given as an operand (newer opsets) or as an attribute (older ones); None if omitted."""
     if len(node.inputs) > position and node.inputs[position]:
-        return [int(value) for value in lowering.constant(node, position, "iu").reshape(-1)]
+        return [int(value) for value in context.constant(node, position, "iu").reshape(-1)]
     value = attribute(node, name, None)
     if value is None:
         return None
@@ -36,27 +36,27 @@ def _integers_of(lowering: Lowering, node: GraphNode, position: int, name: str) 
     return list(value)
 
 
-def _with_shape(lowering: Lowering, node: GraphNode, full_shape: list[int]) -> Value:
+def _with_shape(context: Context, node: GraphNode, full_shape: list[int]) -> Value:
     """Reshape to a shape that includes the batch axis."""
-    value = lowering.value(node, 0)
+    value = context.value(node, 0)
     if not full_shape or full_shape[0] != 1 or len(full_shape) < 2:
         raise UnsupportedModelError(node.name, node.op, None, f"gives the shape {full_shape}, which loses the batch axis")
     shape = tuple(full_shape[1:])
     if prod(shape) != prod(value.codes.shape if not isinstance(value, Codes) else value.shape):
         raise ModelFileError(f"node '{node.name}': the shape {full_shape} does not fit its input")
-    return on_codes(value, lambda x: lowering.builder.reshape(node.name, x, shape), node)
+    return on_codes(value, lambda x: context.builder.reshape(node.name, x, shape), node)
 
 
-def _full(lowering: Lowering, node: GraphNode) -> list[int]:
+def _full(context: Context, node: GraphNode) -> list[int]:
     """Shape of the first operand, batch axis included."""
-    value = lowering.value(node, 0)
+    value = context.value(node, 0)
     return [1, *(value.shape if isinstance(value, Codes) else value.codes.shape)]
 
 
-def _reshape(lowering: Lowering, node: GraphNode) -> Value:
+def _reshape(context: Context, node: GraphNode) -> Value:
     require_default(node, allowzero=0)
-    target = _integers_of(lowering, node, 1, "shape")
-    full = _full(lowering, node)
+    target = _integers_of(context, node, 1, "shape")
+    full = _full(context, node)
     if target is None or target.count(-1) > 1 or min(target, default=0) < -1:
         raise ModelFileError(f"node '{node.name}': unusable target shape {target}")
     if any(size == 0 and axis >= len(full) for axis, size in enumerate(target)):
@@ -65,30 +65,30 @@ def _reshape(lowering: Lowering, node: GraphNode) -> Value:
     if -1 in shape:
         known = prod(size for size in shape if size != -1)
         shape[shape.index(-1)] = prod(full) // max(1, known)
-    return _with_shape(lowering, node, shape)
+    return _with_shape(context, node, shape)
 
 
-def _flatten(lowering: Lowering, node: GraphNode) -> Value:
-    full = _full(lowering, node)
+def _flatten(context: Context, node: GraphNode) -> Value:
+    full = _full(context, node)
     axis = attribute(node, "axis", 1)
     axis = axis + len(full) if axis < 0 else axis
-    return _with_shape(lowering, node, [prod(full[:axis]), prod(full[axis:])])
+    return _with_shape(context, node, [prod(full[:axis]), prod(full[axis:])])
 
 
-def _squeeze(lowering: Lowering, node: GraphNode) -> Value:
-    full = _full(lowering, node)
-    axes = _integers_of(lowering, node, 1, "axes")
+def _squeeze(context: Context, node: GraphNode) -> Value:
+    full = _full(context, node)
+    axes = _integers_of(context, node, 1, "axes")
     chosen = [i for i, size in enumerate(full) if size == 1 and i] if axes is None else [a % len(full) for a in axes]
     if any(full[axis] != 1 for axis in chosen):
         raise ModelFileError(f"node '{node.name}': squeezes an axis that is not 1 in {full}")
     if axes is None or 0 in chosen:
         raise UnsupportedModelError(node.name, node.op, "axes", "name the axes; the batch axis must stay")
-    return _with_shape(lowering, node, [size for axis, size in enumerate(full) if axis not in chosen])
+    return _with_shape(context, node, [size for axis, size in enumerate(full) if axis not in chosen])
 
 
-def _unsqueeze(lowering: Lowering, node: GraphNode) -> Value:
-    full = _full(lowering, node)
-    axes = _integers_of(lowering, node, 1, "axes") or []
+def _unsqueeze(context: Context, node: GraphNode) -> Value:
+    full = _full(context, node)
+    axes = _integers_of(context, node, 1, "axes") or []
     rank = len(full) + len(axes)
     chosen = {axis + rank if axis < 0 else axis for axis in axes}
     if len(chosen) != len(axes) or not all(0 < axis < rank for axis in chosen):
@@ -96,22 +96,22 @@ def _unsqueeze(lowering: Lowering, node: GraphNode) -> Value:
             node.name, node.op, "axes", f"{axes} is not usable: distinct axes after the batch are needed"
         )
     rest = iter(full)
-    return _with_shape(lowering, node, [1 if axis in chosen else next(rest) for axis in range(rank)])
+    return _with_shape(context, node, [1 if axis in chosen else next(rest) for axis in range(rank)])
 
 
-def _transpose(lowering: Lowering, node: GraphNode) -> Value:
-    rank = len(_full(lowering, node))
+def _transpose(context: Context, node: GraphNode) -> Value:
+    rank = len(_full(context, node))
     order = attribute(node, "perm", tuple(range(rank))[::-1])
     if sorted(order) != list(range(rank)):
         raise ModelFileError(f"node '{node.name}': perm {list(order)[:8]} is no permutation of {rank} axes")
     if order[0] != 0:
         raise UnsupportedModelError(node.name, node.op, "perm", "moves the batch axis")
     axes = [axis - 1 for axis in order[1:]]
-    return on_codes(lowering.value(node, 0), lambda x: lowering.builder.transpose(node.name, x, axes), node)
+    return on_codes(context.value(node, 0), lambda x: context.builder.transpose(node.name, x, axes), node)
 
 
-def _concat(lowering: Lowering, node: GraphNode) -> Value:
-    values = [lowering.value(node, position) for position in range(len(node.inputs))]
+def _concat(context: Context, node: GraphNode) -> Value:
+    values = [context.value(node, position) for position in range(len(node.inputs))]
     first = values[0]
     parts = [value if isinstance(value, Codes) else value.codes for value in values]
     alike = all(isinstance(value, Codes) for value in values) and len({(part.low, part.high) for part in parts}) == 1
@@ -123,15 +123,15 @@ def _concat(lowering: Lowering, node: GraphNode) -> Value:
     axis = axis_without_batch(node, attribute(node, "axis", 0), len(parts[0].shape))
     if len({part.shape[:axis] + part.shape[axis + 1 :] for part in parts}) != 1:
         raise ModelFileError(f"node '{node.name}': the operands' shapes do not fit")
-    joined = lowering.builder.concatenate(node.name, parts, axis)
+    joined = context.builder.concatenate(node.name, parts, axis)
     return joined if isinstance(first, Codes) else replace(first, codes=joined)
 
 
-def _pad(lowering: Lowering, node: GraphNode) -> Value:
+def _pad(context: Context, node: GraphNode) -> Value:
     require_default(node, mode=b"constant")
-    value = lowering.value(node, 0)
+    value = context.value(node, 0)
     x = value if isinstance(value, Codes) else value.codes
-    pads = _integers_of(lowering, node, 1, "pads") or []
+    pads = _integers_of(context, node, 1, "pads") or []
     rank = len(x.shape) + 1
     if len(node.inputs) > 3 and node.inputs[3]:
         raise UnsupportedModelError(node.name, node.op, "axes", "pads for every axis are needed")
@@ -139,7 +139,7 @@ def _pad(lowering: Lowering, node: GraphNode) -> Value:
         raise UnsupportedModelError(node.name, node.op, "pads", f"{pads[:16]} does not pad {rank} axes, all but the batch")
     number = float(attribute(node, "value", 0.0))
     if len(node.inputs) > 2 and node.inputs[2]:
-        operand = lowering.constant(node, 2)
+        operand = context.constant(node, 2)
         if operand.size != 1:
             raise ModelFileError(f"node '{node.name}': the padding value has {operand.size} elements")
         number = operand.reshape(-1)[0].item()
@@ -147,7 +147,7 @@ def _pad(lowering: Lowering, node: GraphNode) -> Value:
     if fill is None:
         raise UnsupportedModelError(node.name, node.op, "value", f"no code stands for the padding value {number}")
     widths = [(pads[axis], pads[rank + axis]) for axis in range(1, rank)]
-    return on_codes(value, lambda x: lowering.builder.pad(node.name, x, widths, fill), node)
+    return on_codes(value, lambda x: context.builder.pad(node.name, x, widths, fill), node)
 
 
 def _code_of(value: Value, number: float) -> int | None:
@@ -168,16 +168,16 @@ def _code_of(value: Value, number: float) -> int | None:
             return None
 
 
-def _max_pool(lowering: Lowering, node: GraphNode) -> Value:
+def _max_pool(context: Context, node: GraphNode) -> Value:
     require_default(node, storage_order=0)
-    value = lowering.value(node, 0)
+    value = context.value(node, 0)
     if any(node.outputs[1:]):
         raise UnsupportedModelError(node.name, node.op, None, "its second output, the indices, is used")
     if isinstance(value, Real) and value.values is not None and np.any(np.diff(value.values) < 0):
         raise UnsupportedModelError(node.name, node.op, None, "its input does not grow with the codes")
     last = node.op == "NhwcMaxPool"
     kernel = attribute(node, "kernel_shape", (0,))
-    builder = lowering.builder
+    builder = context.builder
 
     def pool(x: Codes) -> Codes:
         axes = len(x.shape) - 1
@@ -193,13 +193,13 @@ def _max_pool(lowering: Lowering, node: GraphNode) -> Value:
     return on_codes(value, pool, node)
 
 
-def _identity(lowering: Lowering, node: GraphNode) -> Value:
-    if any(node.outputs[1:]) or (lowering.is_constant(node, 2) and bool(np.any(lowering.constant(node, 2, "b")))):
+def _identity(context: Context, node: GraphNode) -> Value:
+    if any(node.outputs[1:]) or (context.is_constant(node, 2) and bool(np.any(context.constant(node, 2, "b")))):
         raise UnsupportedModelError(node.name, node.op, None, "only its inference form is supported")
-    return lowering.value(node, 0)
+    return context.value(node, 0)
 
 
-MOVES: dict[str, Callable[[Lowering, GraphNode], Value]] = {
+MOVES: dict[str, Callable[[Context, GraphNode], Value]] = {
     "Reshape": _reshape,
     "Flatten": _flatten,
     "Squeeze": _squeeze,

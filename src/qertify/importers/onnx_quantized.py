@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qertify.errors import InvalidNetworkError, ModelFileError, UnsupportedModelError
-from qertify.importers.lowering import Codes
+from qertify.importers.lowering import Builder, Codes
 from qertify.importers.onnx_context import Decision, Lowering, Real, Value, require_default
 from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, read_graph, read_model
 from qertify.importers.onnx_operators import OPERATORS
@@ -90,7 +90,7 @@ def _require_quantized(graph: Graph) -> None:
 
 
 def _network(graph: Graph, source: str) -> Network:
-    lowering = Lowering(graph)
+    lowering = Lowering(graph, Builder())
     _lower_input(lowering)
     failures: list[UnsupportedModelError] = []
     failed: set[str] = set()

@@ -107,7 +107,7 @@ def _joined(limbs: list[FloatArray], width: int, shape: tuple[int, ...]) -> Obje
     total = np.full(shape, 0, dtype=object)
     for index, limb in enumerate(limbs):
         total = total + (limb.astype(np.int64).astype(object) << (width * index))
-    return total
+    return np.asarray(total, dtype=object)
 
 
 def _of_floats(values: FloatArray) -> Rational:

@@ -1,0 +1,163 @@
+"""The radius as one integer program against enumeration and against the search, with every solver and encoding."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from qertify.ilp.engine import engine_for
+from qertify.ilp.model import Program, SolverAnswer, Status
+from qertify.ilp.nearest import nearest_violation
+from qertify.ilp.process import SolverProcesses
+from qertify.ilp.solvers import EXACT_SOLVERS
+from qertify.ilp.steps import ENCODINGS
+from qertify.network.evaluate import evaluate
+from qertify.network.network import Network
+from qertify.network.tensor import IntegerArray
+from qertify.options import Method, Options
+from qertify.queries.radius import RadiusResult, maximum_radius
+from qertify.result import Evidence, Reason
+from qertify.specification.property import Classification, Ties
+from qertify.specification.region import linf_ball
+from tests.data import images, published_network, shared_data
+from tests.oracle.random_graphs import random_graph
+from tests.oracle.random_networks import random_network
+from tests.solvers import ALL
+
+LARGEST = 5000
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[SolverProcesses]:
+    with SolverProcesses() as children:
+        yield children
+
+
+def _truth(network: Network, centre: IntegerArray, property_: Classification, greatest: int) -> int | None:
+    """The least distance of a violation, by enumeration."""
+    points = linf_ball(centre, greatest, network.input.low, network.input.high).points()
+    bad = points[property_.violated(evaluate(network, points))]
+    return int(np.abs(bad - centre).reshape(len(bad), -1).max(axis=1).min()) if len(bad) else None
+
+
+def _question(generator: np.random.Generator, make) -> tuple[Network, IntegerArray, Classification, int]:
+    """A network, a centre that it classifies by the property, and a radius whose ball can be enumerated."""
+    while True:
+        network = make(generator)
+        low, high = network.input.low, network.input.high
+        centre = generator.integers(low, high + 1, size=network.input_shape)
+        ties = list(Ties)[int(generator.integers(3))]
+        outputs = evaluate(network, centre[None])
+        property_ = Classification(int(ties.predicted(outputs)[0]), None, ties)
+        greatest = int(generator.integers(1, 4)) if make is random_graph else high - low
+        while linf_ball(centre, greatest, low, high).size > LARGEST:
+            greatest -= 1
+        if not property_.violated(outputs)[0] and greatest > 0:
+            return network, centre, property_, greatest
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("solver", ALL)
+@pytest.mark.parametrize("make", [random_network, random_graph])
+def test_one_program_agrees_with_enumeration(processes: SolverProcesses, solver: str, encoding: str, make) -> None:
+    generator, seen = np.random.default_rng(31), Counter[tuple[bool, bool]]()
+    for number in range(120):
+        network, centre, property_, greatest = _question(generator, make)
+        box = linf_ball(centre, greatest, network.input.low, network.input.high)
+        engine = engine_for(network, box, property_, processes, seed=number, encoding=encoding)
+        answer = nearest_violation(engine, centre, 1, greatest, solver, time.monotonic() + 30)
+        truth = _truth(network, centre, property_, greatest)
+        assert answer.free == (greatest if truth is None else truth - 1), number
+        assert answer.exact == (solver in EXACT_SOLVERS or not answer.solver)
+        if truth is not None:
+            assert answer.counterexample is not None
+            assert property_.violated(evaluate(network, answer.counterexample[None]))[0]
+            assert np.abs(answer.counterexample - centre).max() == truth
+        seen[truth is None, bool(answer.solver)] += 1
+    assert min(seen[False, True], seen[True, True]) > 3, seen
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("solver", ALL)
+def test_the_radius_agrees_with_the_search(solver: str, encoding: str) -> None:
+    generator = np.random.default_rng(13)
+    for number in range(5):
+        network, centre, property_, _ = _question(generator, random_network)
+        options = Options(method=Method.ILP, solver=solver, encoding=encoding, seed=number)
+        result = maximum_radius(network, centre, ties=property_.ties, options=options)
+        other = maximum_radius(network, centre, ties=property_.ties)
+        assert result.exact
+        assert (result.verified_radius, result.refuted_radius) == (other.verified_radius, other.refuted_radius)
+        assert result.evidence in (Evidence.EXACT_SOLVER, Evidence.EXACT_BOUNDS, None)
+        assert RadiusResult.from_json(result.to_json()) == result
+
+
+def _liar(status: Status):
+    """A floating-point solver that answers everything alike, beside an integer solver that has no time."""
+
+    def solve(_: SolverProcesses, solver: str, program: Program, *rest: object) -> SolverAnswer:
+        if solver in EXACT_SOLVERS:
+            return SolverAnswer(Status.LIMIT, reason="no time left")
+        feasible = status is Status.FEASIBLE
+        return SolverAnswer(status, program.low.copy() if feasible else None, optimal=feasible)
+
+    return solve
+
+
+@pytest.mark.parametrize("status", [Status.INFEASIBLE, Status.FEASIBLE])
+def test_claims_of_a_floating_point_solver_prove_nothing(monkeypatch: pytest.MonkeyPatch, status: Status) -> None:
+    """A solver that claims infeasibility, or an optimum whose point is none, moves neither bound; on request it does."""
+    generator, claims = np.random.default_rng(2), 0
+    for _ in range(30):
+        network, centre, property_, _ = _question(generator, random_network)
+        truth = maximum_radius(network, centre, ties=property_.ties)
+        assert truth.verified_radius is not None
+        with monkeypatch.context() as patch:
+            patch.setattr("qertify.ilp.process.SolverProcesses.solve", _liar(status))
+            claimed = maximum_radius(
+                network, centre, ties=property_.ties, options=Options(method=Method.ILP, solver="highs", timeout=5)
+            )
+            assert claimed.verified_radius is not None
+            assert claimed.verified_radius <= truth.verified_radius
+            assert claimed.evidence is not Evidence.SOLVER_CLAIM
+            assert claimed.refuted_radius is None or truth.refuted_radius is not None
+            assert (claimed.refuted_radius or 1 << 30) >= (truth.refuted_radius or 1 << 30)
+            if claimed.reason is Reason.SOLVER_CLAIM:
+                claims += 1
+                accepted = maximum_radius(
+                    network,
+                    centre,
+                    ties=property_.ties,
+                    options=Options(method=Method.ILP, solver="highs", timeout=5, accept_solver_claims=True),
+                )
+                assert accepted.exact
+                assert accepted.evidence is Evidence.SOLVER_CLAIM
+    assert claims > 3 or status is Status.FEASIBLE
+
+
+def test_the_solvers_bound_counts_when_time_runs_out(monkeypatch: pytest.MonkeyPatch, processes: SolverProcesses) -> None:
+    generator = np.random.default_rng(6)
+    network, centre, property_, greatest = _question(generator, random_network)
+    while (truth := _truth(network, centre, property_, greatest)) is None or truth < 3:
+        network, centre, property_, greatest = _question(generator, random_network)
+    box = linf_ball(centre, greatest, network.input.low, network.input.high)
+    engine = engine_for(network, box, property_, processes)
+    limit = SolverAnswer(Status.LIMIT, reason="no time left", bound=truth - 1)
+    monkeypatch.setattr("qertify.ilp.process.SolverProcesses.solve", lambda *_: limit)
+    answer = nearest_violation(engine, centre, 1, greatest, "cp-sat", None)
+    assert (answer.free, answer.exact, answer.counterexample) == (truth - 2, True, None)
+
+
+@pytest.mark.skipif(shared_data() is None, reason="the data folder is not there")
+@pytest.mark.parametrize("solver", ["cp-sat", "highs"])
+def test_a_published_radius(solver: str) -> None:
+    pixels, labels = images("mnist")
+    network = published_network("mnist_1blk_64_in_8_qu_6.h5")
+    options = Options(method=Method.ILP, solver=solver, timeout=20)
+    result = maximum_radius(network, pixels[1194], label=int(labels[1194]), options=options)
+    assert (result.verified_radius, result.refuted_radius, result.exact) == (2, 3, True)
+    assert result.evidence is Evidence.EXACT_SOLVER

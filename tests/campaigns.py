@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from qertify.campaign.records import Campaign, Point
-from qertify.campaign.runner import Plan, run_campaign
+from qertify.campaign.runner import Plan, Progress, run_campaign
 from qertify.campaign.store import Store
 from qertify.importers.registry import ImportOptions, load_model
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.options import Options
+from qertify.parallel.processes import COMMAND, Processes
+from qertify.parallel.worker import greeting
 from qertify.queries.robustness import RobustnessQuery, local_robustness, verify
 from qertify.specification.property import Ties
 from tests.files import BITS, INPUT_BITS, comparison_model
@@ -74,8 +78,14 @@ class SmallCampaign:
         point = self.points[position]
         return Question(local_robustness(self.network, point.codes, radius or 0, label=point.label))
 
-    def plan(self, **changes: Any) -> Plan:
-        return Plan(**{"model": self.model, "imports": self.imports, "options": Options(), "workers": 2} | changes)
+    @contextmanager
+    def executor(
+        self, workers: int = 2, options: Options | None = None, command: tuple[str, ...] = COMMAND
+    ) -> Generator[Processes]:
+        options = options or Options()
+        first = greeting(self.model, self.imports, options)
+        with closing(Processes(workers, first, self.network.digest, options.memory, command)) as executor:
+            yield executor
 
     def canned(self, folder: Path, delay: float = 0.0) -> tuple[str, ...]:
         """The command of workers that know all answers."""
@@ -88,8 +98,16 @@ class SmallCampaign:
         (folder / "canned.py").write_text(CANNED)
         return sys.executable, "-S", str(folder / "canned.py"), str(folder / "answers.json"), str(delay)
 
-    def run(self, store: Store, **changes: Any) -> bool:
-        return run_campaign(store, self.pose, self.plan(**changes))
+    def run(
+        self,
+        store: Store,
+        options: Options | None = None,
+        budget: float | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        **executor: Any,
+    ) -> bool:
+        with self.executor(options=options, **executor) as workers:
+            return run_campaign(store, self.pose, Plan(workers, options or Options(), budget), progress)
 
 
 def verdicts(store: Store) -> list[tuple[Any, ...]]:

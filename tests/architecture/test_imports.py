@@ -21,6 +21,7 @@ FORBIDDEN = {
     "search": ["importers", "queries", "cli"],
     "queries": ["importers", "cli"],
     "certificates/check": ["bounds", "attack", "ilp", "search", "queries", "cli"],
+    "parallel": ["cli", "campaign"],
     "campaign/report": ["bounds", "attack", "ilp", "search"],
 }
 """Folder or module → parts of qertify that it must not import."""
@@ -35,7 +36,9 @@ ONLY_IN = {
     "tensorflow": [],
     "h5py": ["importers"],
     "vnnlib": ["specification"],
-    "torch": ["bounds", "attack", "search", "importers", "runtimes", "cli/common"],
+    "torch": ["bounds", "attack", "search", "importers", "runtimes", "cli/common", "parallel/partition"],
+    "distributed": ["parallel"],
+    "dask_jobqueue": ["parallel"],
     "typer": ["cli"],
     "rich": ["cli"],
 }

@@ -7,34 +7,24 @@ on the answers alone, so that a campaign that was killed and resumed ends like o
 
 from __future__ import annotations
 
-import selectors
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from qertify.campaign.pool import COMMAND, Worker, WorkerLostError, system_out_of_memory_kills
 from qertify.campaign.records import Point, Record, Search
 from qertify.campaign.store import Store
-from qertify.errors import WorkerError
-from qertify.importers.registry import ImportOptions
 from qertify.options import Options
+from qertify.parallel.executor import Executor, LostError, Message, Reply, first_done
+from qertify.queries.pieces import question_piece, search_piece
 from qertify.queries.radius import RadiusResult
 from qertify.queries.robustness import RobustnessQuery, describe_region
-from qertify.result import Reason, Result, Verdict
+from qertify.result import Result, Verdict
 
-ATTEMPTS = 2
-"""How often a question is asked whose worker dies."""
-FALSE_STARTS = 3
-"""Workers in a row that may die before they have read the model."""
-GRACE = 1.5
-"""Seconds past its time limit at which a worker is killed; the engines keep to the limit themselves."""
 POLL = 0.2
 
 Answer = TypeVar("Answer", Result, RadiusResult)
@@ -62,19 +52,14 @@ class Plan:
     """How to run.
 
     Attributes:
-        model: the file, read by every worker.
-        options: of each question; ``memory`` is for one worker.
-        workers: number of processes, each with one thread.
+        executor: its workers answer; they have read the campaign's model, and options for one question.
+        options: of each question.
         budget: seconds in all, None for none.
-        command: starts a worker, which speaks as `qertify.campaign.worker` does.
     """
 
-    model: Path
-    imports: ImportOptions
+    executor: Executor
     options: Options
-    workers: int = 1
     budget: float | None = None
-    command: tuple[str, ...] = COMMAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +86,6 @@ class _Task:
 
     position: int
     radius: str | None
-    attempt: int = 1
 
 
 @dataclass(slots=True)
@@ -161,161 +145,79 @@ class _Run:
                 self.lines[point.position] = _Line(point, left, search, done)
         self.done, self.asked = self.before, 0
         self.waiting = deque(self.lines)
-        self.retries: deque[_Task] = deque()
-        self.workers: list[Worker] = []
-        self.false_starts = 0
-        self.out_of_memory = system_out_of_memory_kills()
+        self.running: dict[Reply, _Task] = {}
 
     def run(self) -> bool:
+        executor = self.plan.executor
         try:
-            with selectors.DefaultSelector() as selector:
-                for _ in range(min(self.plan.workers, len(self.lines))):
-                    self._start(selector)
-                while self.lines:
-                    if self.plan.budget is not None and time.monotonic() - self.start > self.plan.budget:
-                        return False
-                    self._tell()
-                    ready = {key.data for key, _ in selector.select(POLL)}
-                    for worker in list(self.workers):
-                        if not self._attend(worker, worker in ready):
-                            selector.unregister(worker.replies)
-                            worker.kill()
-                            self.workers.remove(worker)
-                            if len(self.workers) < len(self.lines):
-                                self._start(selector)
+            while self.lines:
+                if self.plan.budget is not None and time.monotonic() - self.start > self.plan.budget:
+                    return False
+                self._tell()
+                while len(self.running) < executor.size and (task := self._next()) is not None:
+                    self.running[executor.submit(self._piece(task), self.plan.options.timeout)] = task
+                    self.asked += 1
+                for reply in first_done(self.running, POLL):
+                    self._take(self.running.pop(reply), reply)
             self._tell()
             return True
         finally:
-            for worker in self.workers:
-                worker.kill()
+            executor.stop(self.running)
 
-    def _start(self, selector: selectors.BaseSelector) -> None:
-        options = asdict(self.plan.options) | {"method": self.plan.options.method.value}
-        worker = Worker(
-            self.plan.command, {"model": str(self.plan.model), "import": self.plan.imports.given(), "options": options}
-        )
-        self.workers.append(worker)
-        selector.register(worker.replies, selectors.EVENT_READ, worker)
-        with suppress(WorkerLostError):  # its end is seen on the pipe that it answers on
-            worker.greet()
-
-    def _attend(self, worker: Worker, speaks: bool) -> bool:
-        """Take what a worker says, or look at its limits; False if it must be replaced."""
-        limits = self.plan.options
-        task: _Task | None = worker.task
-        try:
-            if speaks:
-                if (reply := worker.receive()) is not None:
-                    return self._take(worker, reply)
-            elif task is None and worker.ready:
-                return self._feed(worker)
-            elif task is not None and limits.timeout is not None and time.monotonic() - worker.since > limits.timeout + GRACE:
-                self._give_up(task, Reason.TIMEOUT, worker, "killed at the time limit")
-                return False
-            elif task is not None and limits.memory is not None and worker.resident_bytes() > limits.memory:
-                self._give_up(task, Reason.MEMORY, worker, "killed at the memory limit")
-                return False
-        except WorkerLostError as lost:
-            self._mourn(worker, str(lost))
-            return False
-        return True
-
-    def _take(self, worker: Worker, reply: dict[str, Any]) -> bool:
-        if "error" in reply:
-            raise WorkerError(reply["error"])
-        if not worker.ready:
-            if reply["ready"] != self.store.campaign.model_digest:
-                raise WorkerError(f"{self.plan.model}: the model file has changed since the campaign was started")
-            worker.ready, self.false_starts = True, 0
-            return self._feed(worker)
-        task: _Task = worker.task
-        worker.task = None
-        if "memory" in reply:
-            self._give_up(task, Reason.MEMORY, worker, "memory ran out")
-            return False
-        self._settle(task, reply["result"])
-        return self._feed(worker)
-
-    def _feed(self, worker: Worker) -> bool:
-        """Give an idle worker its next question; True unless it is gone."""
-        task = self._next()
-        if task is None:
-            return True
-        line, campaign = self.lines[task.position], self.store.campaign
-        message: dict[str, Any] = {
-            "centre": line.point.codes.reshape(-1).tolist(),
-            "label": line.point.label,
-            "target": campaign.target,
-            "ties": campaign.ties,
-        }
+    def _piece(self, task: _Task) -> Message:
         if task.radius is None:
-            message["max_radius"] = None if campaign.search == "all" else campaign.search
-        else:
-            query = self.pose(task.position, Fraction(task.radius)).query
-            message |= {
-                "low": query.region.low.reshape(-1).tolist(),
-                "high": query.region.high.reshape(-1).tolist(),
-                "radius": task.radius,
-                "radius_unit": query.radius_unit,
-            }
-        worker.task, worker.since = task, time.monotonic()
-        self.asked += 1
-        worker.send(message)
-        return True
+            return search_piece(self.pose(task.position, None).query, self._largest())
+        return question_piece(self.pose(task.position, Fraction(task.radius)).query)
+
+    def _largest(self) -> int | None:
+        """Where a radius search ends."""
+        search = self.store.campaign.search
+        return None if search == "all" else int(search or 0)
+
+    def _take(self, task: _Task, reply: Reply) -> None:
+        """Settle what a worker says, or put down that it could not say anything."""
+        try:
+            message = reply.result()
+            self._settle(task, message["result"], message["attempts"])
+        except LostError as lost:
+            self._give_up(task, lost)
 
     def _next(self) -> _Task | None:
-        if self.retries:
-            return self.retries.popleft()
-        return self._of(self.waiting.popleft()) if self.waiting else None
-
-    def _of(self, position: int) -> _Task:
+        if not self.waiting:
+            return None
+        position = self.waiting.popleft()
         return _Task(position, self.lines[position].next())
 
-    def _mourn(self, worker: Worker, why: str) -> None:
-        """A worker died by itself: ask its question once more, or put down that it can't be answered."""
-        task: _Task | None = worker.task
-        if not worker.ready:
-            self.false_starts += 1
-            if self.false_starts >= FALSE_STARTS:
-                raise WorkerError(f"worker processes die before they have read the model; the last one {why}")
-        elif task is not None and task.attempt < ATTEMPTS:
-            self.retries.append(replace(task, attempt=task.attempt + 1))
-        elif task is not None:
-            kills = system_out_of_memory_kills()
-            reason = Reason.MEMORY if kills > self.out_of_memory else Reason.WORKER_LOST
-            self.out_of_memory = kills
-            self._give_up(task, reason, worker, f"the worker {why}, {task.attempt} times")
-
-    def _give_up(self, task: _Task, reason: Reason, worker: Worker, why: str) -> None:
+    def _give_up(self, task: _Task, lost: LostError) -> None:
         """Put down an unknown in place of an answer."""
         point, campaign = self.lines[task.position].point, self.store.campaign
-        seconds, method = time.monotonic() - worker.since, self.plan.options.method.value
+        method, seconds = self.plan.options.method.value, lost.seconds
         if task.radius is None:
             found: Result | RadiusResult = RadiusResult(
                 campaign.model_digest, campaign.runtime_profile, point.label, point.predicted, None, None, False, seconds,
-                method, reason, campaign.target, campaign.ties, None if campaign.search == "all" else int(campaign.search or 0),
+                method, lost.reason, campaign.target, campaign.ties, self._largest(),
             )  # fmt: skip
         else:
             query = self.pose(task.position, Fraction(task.radius)).query
             found = Result(
                 campaign.model_digest, campaign.runtime_profile, Verdict.UNKNOWN, point.label, task.radius, query.radius_unit,
-                seconds, method, reason=reason, target=campaign.target, predicted=point.predicted,
-                region=describe_region(query), ties=campaign.ties, explanation=(why,),
+                seconds, method, reason=lost.reason, target=campaign.target, predicted=point.predicted,
+                region=describe_region(query), ties=campaign.ties, explanation=(lost.why,),
             )  # fmt: skip
-        self._settle(task, found.to_json())
+        self._settle(task, found.to_json(), lost.attempts)
 
-    def _settle(self, task: _Task, data: dict[str, Any]) -> None:
+    def _settle(self, task: _Task, data: dict[str, Any], attempts: int) -> None:
         """Add an answer and all that it implies, and let the input's next question wait its turn: at the front."""
         line = self.lines[task.position]
         if task.radius is None:
             found = self.pose(task.position, None).confirm(RadiusResult.from_json(data))
-            self.store.add_search(Search(task.position, found, task.attempt))
+            self.store.add_search(Search(task.position, found, attempts))
             line.search = False
             self.done += 1
         else:
             result = self.pose(task.position, Fraction(task.radius)).confirm(Result.from_json(data))
             records = [
-                Record(task.position, task.radius, result, None, task.attempt),
+                Record(task.position, task.radius, result, None, attempts),
                 *self._implied(line, task.radius, result),
             ]
             self.store.add(records)

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -151,6 +151,8 @@ def campaign_command(
     from qertify.cli.question import LabelFlags, Question, RegionFlags, pose
     from qertify.importers.registry import load_model
     from qertify.inputs import read_rows
+    from qertify.parallel.processes import Processes
+    from qertify.parallel.worker import greeting
     from qertify.runtimes.saturation import host_cpu_class
 
     flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code)
@@ -184,7 +186,8 @@ def campaign_command(
     with (resume_store if resume else create_store)(out, campaign, points) as store:
         say(f"campaign: {len(points)} inputs, {_what(spelt, unit, search)}, {workers} worker(s); answers are kept in {out}")
         with _shown(verbose) as progress:
-            run_campaign(store, poser, Plan(model, flags, options, workers, budget), progress)
+            with closing(Processes(workers, greeting(model, flags, options), network.digest, options.memory)) as executor:
+                run_campaign(store, poser, Plan(executor, options, budget), progress)
         summary = summarise(store)
     text = json.dumps(summary.to_json(), allow_nan=False) + "\n" if as_json else render_summary(summary, unit)
     if not summary.complete:

@@ -15,6 +15,7 @@ from qertify.errors import InvalidInputError
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
+from qertify.parallel.executor import Executor
 from qertify.queries.robustness import local_robustness, verify
 from qertify.result import SCHEMA_VERSION, Counterexample, Reason, Result, Verdict
 from qertify.search.question import Decision
@@ -155,6 +156,7 @@ def maximum_radius(
     progress: Callable[[str], None] | None = None,
     improved: Callable[[RadiusResult], None] | None = None,
     decided: Callable[[int, Decision], None] | None = None,
+    executor: Executor | None = None,
 ) -> RadiusResult:
     """The largest radius, in levels of the quantized input, at which the label wins everywhere.
 
@@ -165,6 +167,7 @@ def maximum_radius(
         progress: gets one line a stage.
         improved: gets the interval known so far after every question.
         decided: gets each radius that the engines were asked about, and what they decided.
+        executor: as `qertify.queries.robustness.verify`.
 
     Returns:
         verified and refuted radius; together they are the exact answer or an interval around it.
@@ -180,7 +183,7 @@ def maximum_radius(
     def ask(radius: int, limited: Options) -> Result:
         query = local_robustness(network, centre, radius, label=label, target=target, ties=ties)
         keep = None if decided is None else lambda decision: decided(radius, decision)
-        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep)
+        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep, executor)
 
     if max_radius is not None and max_radius < 0:
         raise InvalidInputError(f"the maximum radius {max_radius} is negative")

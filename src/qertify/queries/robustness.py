@@ -14,6 +14,7 @@ from qertify.network.evaluate import check_inputs, evaluate
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Options
+from qertify.parallel.executor import Executor
 from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
 from qertify.search.portfolio import Decision, decide
@@ -85,6 +86,7 @@ def verify(
     options: Options | None = None,
     progress: Callable[[str], None] | None = None,
     decided: Callable[[Decision], None] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Decide a robustness query with a proof or a replayed counterexample.
 
@@ -93,6 +95,7 @@ def verify(
         options: engines and limits; the defaults use all engines without a limit.
         progress: gets one line a stage.
         decided: gets what the engines decided, before it becomes a verdict; a certificate is written from it.
+        executor: shares out the search, if there is one; its workers have read the same model.
 
     Returns:
         robust (with exact evidence), non_robust (with a counterexample), misclassified, or unknown with its reason.
@@ -115,7 +118,7 @@ def verify(
     elif _misclassified(property_, outputs):
         decision, verdict = Decision(method="evaluate"), Verdict.MISCLASSIFIED
     else:
-        decision = decide(network, query.region, property_, options, progress or (lambda _: None), deadline)
+        decision = decide(network, query.region, property_, options, progress or (lambda _: None), deadline, executor)
         if decided is not None:
             decided(decision)
         verdict = _verdict(decision, options)

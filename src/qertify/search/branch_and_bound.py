@@ -152,6 +152,7 @@ class BranchAndBound:
         leaf: decides domains whose values are all fixed.
         keep_tree: keep the search tree and the multipliers.
         memory: bytes that the open domains may take, None for no limit.
+        gains: what splits have brought in earlier searches of the program; is added to.
     """
 
     def __init__(
@@ -163,10 +164,11 @@ class BranchAndBound:
         leaf: Leaf,
         keep_tree: bool = False,
         memory: int | None = None,
+        gains: Gains | None = None,
     ) -> None:
         self._program, self._splitter, self._replay, self._leaf = program, splitter, replay, leaf
         self._relaxer = InteriorPoint(program, self._late)
-        self._gains = Gains(program)
+        self._gains = gains or Gains(program)
         self._tree = SearchTree() if keep_tree else None
         self._queue: list[tuple[float, int, _Open]] = []
         self._stuck: list[_Open] = []
@@ -196,6 +198,11 @@ class BranchAndBound:
     def open(self) -> int:
         """Domains neither closed nor split yet."""
         return len(self._queue) + len(self._waiting) + len(self._stuck)
+
+    @property
+    def leaf_solvers(self) -> frozenset[str]:
+        """Who closed leaves so far."""
+        return frozenset(self._leaf_solvers)
 
     def add(self, subproblems: Iterable[Subproblem]) -> None:
         """Search these domains, too."""

@@ -44,6 +44,16 @@ class Gains:
         self._sum = torch.zeros(2, len(program.units), dtype=torch.float64, device=program.low.device)
         self._count = torch.zeros_like(self._sum)
 
+    @property
+    def table(self) -> Tensor:
+        """A copy of all that was observed, (4, N)."""
+        return torch.cat([self._sum, self._count])
+
+    def add(self, table: Tensor) -> None:
+        """What another search observed, (4, N)."""
+        self._sum += table[:2]
+        self._count += table[2:]
+
     def record(self, side: Tensor, unit: Tensor, gain: Tensor) -> None:
         """Gains of children, (batch,); side 0 for z ≤ threshold − 1, 1 for z ≥ threshold."""
         self._sum.index_put_((side, unit), gain, accumulate=True)

@@ -14,6 +14,7 @@ from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
 from qertify.network.ranges import ranges
 from qertify.options import Method, Options
+from qertify.parallel.executor import Executor
 from qertify.result import Reason
 from qertify.search import stages
 from qertify.search.proof import ProofLog
@@ -41,7 +42,7 @@ _STAGES: dict[Method, tuple[stages.Stage, ...]] = {
 
 
 @contextmanager
-def _threads() -> Generator[None]:
+def one_thread() -> Generator[None]:
     """One thread: the tensors here are small, and threads that wait for each other cost more than they bring."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -58,6 +59,7 @@ def decide(
     options: Options,
     say: Callable[[str], None] = lambda _: None,
     deadline: float | None = None,
+    executor: Executor | None = None,
 ) -> Decision:
     """Decide whether the property holds on the whole box.
 
@@ -66,6 +68,7 @@ def decide(
         options: method, solver, seed and limits.
         say: gets one line a stage.
         deadline: of `time.monotonic`.
+        executor: shares out the search, if there is one; its workers have read the same model.
 
     Raises:
         UnsupportedModelError: the chosen method does not cover the network.
@@ -81,7 +84,7 @@ def decide(
     known = ranges(network, box.low[None], box.high[None])
     splitter = splitter_of(network, property_, known)
     generator = torch.Generator().manual_seed(options.seed)
-    with SolverProcesses(options.memory) as processes, _threads():
+    with SolverProcesses(options.memory) as processes, one_thread():
         question = Question(
             network,
             box,
@@ -95,6 +98,7 @@ def decide(
             generator,
             decision,
             processes,
+            executor=executor,
         )
         for stage in _STAGES[options.method]:
             if question.late():
@@ -105,5 +109,5 @@ def decide(
                 if decision.proof is not None:
                     decision.proof.program, decision.proof.cases = question.program, question.cases
                 return decision
-    decision.reason = Reason.TIMEOUT if question.late() else Reason.UNSUPPORTED
+    decision.reason = decision.reason or (Reason.TIMEOUT if question.late() else Reason.UNSUPPORTED)
     return decision

@@ -21,6 +21,7 @@ from qertify.network.network import Network
 from qertify.network.ranges import Range
 from qertify.network.tensor import IntegerArray
 from qertify.options import Options
+from qertify.parallel.executor import Executor
 from qertify.result import Evidence, Reason
 from qertify.search.branch_and_bound import SearchTree
 from qertify.search.proof import ProofLog
@@ -83,6 +84,8 @@ class Question:
     processes: SolverProcesses
     program: Program | None = None
     next_descent: float = 0.0
+    executor: Executor | None = None
+    stopped: Callable[[], bool] = lambda: False
 
     def engine(self) -> IlpEngine:
         """The integer programs of this question."""
@@ -134,4 +137,4 @@ class Question:
         return torch.nan_to_num(inside).round()
 
     def late(self) -> bool:
-        return self.deadline is not None and time.monotonic() > self.deadline
+        return self.stopped() or (self.deadline is not None and time.monotonic() > self.deadline)

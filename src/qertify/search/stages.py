@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,9 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Method
 from qertify.result import Evidence
 from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
+from qertify.search.branching import Gains
 from qertify.search.question import Question
+from qertify.search.sharing import share_search
 from qertify.specification.cases import Case
 
 QUICK = (8, 6)
@@ -80,7 +83,7 @@ def interval(question: Question) -> None:
     question.say(f"interval: {len(question.cases)} case(s) of the violation are within reach")
 
 
-def _compile(question: Question) -> bool:
+def compile_cases(question: Question) -> bool:
     """Make the program of the open cases; False if the network is outside the bound engine."""
     try:
         question.program = compile_program(
@@ -100,7 +103,7 @@ def _compile(question: Question) -> bool:
 
 def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Question], None]:
     def stage(question: Question) -> None:
-        if not question.cases or (question.program is None and not _compile(question)):
+        if not question.cases or (question.program is None and not compile_cases(question)):
             return
         program = question.program
         assert program is not None
@@ -128,20 +131,26 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
     return stage
 
 
+def narrow(question: Question) -> None:
+    """Let the splitter know the program's ranges of the output accumulators."""
+    program = question.program
+    assert program is not None
+    low, high = question.splitter.low.copy(), question.splitter.high.copy()
+    for label, unit in program.output_units().items():
+        low[label], high[label] = int(program.low[unit]), int(program.high[unit])
+    question.splitter = question.splitter.narrowed(low, high)
+
+
 def dual(question: Question) -> None:
     """Dual bounds of every case at the root; closed cases are dropped."""
-    if not question.cases or (question.program is None and not _compile(question)):
+    if not question.cases or (question.program is None and not compile_cases(question)):
         return
     program = question.program
     assert program is not None
     if len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
         log = question.decision.proof
         question.program = program = tighten(program, question.late, None if log is None else log.tighten)
-        outputs = program.output_units()
-        low, high = question.splitter.low.copy(), question.splitter.high.copy()
-        for label, unit in outputs.items():
-            low[label], high[label] = int(program.low[unit]), int(program.high[unit])
-        question.splitter = question.splitter.narrowed(low, high)
+        narrow(question)
         question.cases = question.splitter.cases()
     if question.cases:
         variants = [question.splitter.objectives(case) for case in question.cases]
@@ -186,11 +195,9 @@ def search(question: Question) -> None:
     if program is None:
         return
 
-    def leaf(case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
-        return _solve_leaf(question, case, low, high)
-
+    options, leaf, gains = question.options, partial(solve_leaf, question), Gains(program)
     tree = BranchAndBound(
-        program, question.splitter, question.cases, question.polish, leaf, question.options.keep_proof, question.options.memory
+        program, question.splitter, question.cases, question.polish, leaf, options.keep_proof, options.memory, gains
     )
     last = time.monotonic()
 
@@ -200,7 +207,7 @@ def search(question: Question) -> None:
             last = time.monotonic()
             question.say(f"search: {progress.nodes} domains bounded, {progress.open} open")
 
-    outcome = tree.run(question.deadline, report=report)
+    outcome = share_search(question, tree, gains, report) or tree.run(question.deadline, report=report)
     decision.nodes, decision.tree = outcome.nodes, outcome.tree
     if outcome.counterexample is not None:
         decision.counterexample, decision.method = outcome.counterexample, "bab"
@@ -215,7 +222,7 @@ def search(question: Question) -> None:
     question.say(f"search: {outcome.nodes} domains bounded, {tree.open} open")
 
 
-def _solve_leaf(question: Question, case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
+def solve_leaf(question: Question, case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
     """A domain on which every value is fixed asks for a lattice point: enumerate a small box, else ask an integer solver."""
     if question.box.size <= ENUMERATION_LIMIT:
         found = question.replay_codes(question.box.points())

@@ -180,11 +180,9 @@ def test_workers_that_do_not_start(small: SmallCampaign, tmp_path: Path, body: s
 
 
 def test_progress(small: SmallCampaign, canned: tuple[str, ...], tmp_path: Path) -> None:
-    from qertify.campaign.runner import run_campaign
-
     told: list[Any] = []
     with create_store(tmp_path / "r.db", small.campaign(), small.points) as store:
-        run_campaign(store, small.pose, small.plan(command=canned), told.append)
+        small.run(store, command=canned, progress=told.append)
     assert [p.done for p in told] == sorted(p.done for p in told)
     assert told[-1].done == told[-1].total == len(small.points) * len(RADII)
     assert told[-1].left == 0

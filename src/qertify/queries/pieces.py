@@ -1,0 +1,67 @@
+"""Whole questions as pieces: plain data on the way to a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from qertify.network.network import Network
+from qertify.network.tensor import IntegerArray
+from qertify.options import Options
+from qertify.parallel.executor import Message
+from qertify.queries.radius import maximum_radius
+from qertify.queries.robustness import RobustnessQuery, verify
+from qertify.specification.property import Classification, Ties
+from qertify.specification.region import IntegerBox
+from qertify.specification.units import parse_rational
+
+
+def question_piece(query: RobustnessQuery) -> Message:
+    """Is the query's property true on its region?"""
+    return _point(query) | {
+        "low": query.region.low.reshape(-1).tolist(),
+        "high": query.region.high.reshape(-1).tolist(),
+        "radius": str(query.radius),
+        "radius_unit": query.radius_unit,
+    }
+
+
+def search_piece(query: RobustnessQuery, max_radius: int | None) -> Message:
+    """Which is the largest radius in levels around the query's centre?"""
+    return _point(query) | {"max_radius": max_radius}
+
+
+def _point(query: RobustnessQuery) -> Message:
+    property_ = query.property
+    return {
+        "kind": "question",
+        "centre": query.centre.reshape(-1).tolist(),
+        "label": property_.label,
+        "target": property_.target,
+        "ties": property_.ties.value,
+    }
+
+
+def answer_question(network: Network, options: Options, piece: Message, stopped: Callable[[], bool]) -> Message:
+    """{"result": the answer's JSON}."""
+
+    def codes(name: str) -> IntegerArray:
+        return np.array(piece[name], dtype=np.int64).reshape(network.input_shape)
+
+    property_ = Classification(piece["label"], piece["target"], Ties(piece["ties"]))
+    if "low" not in piece:
+        found = maximum_radius(
+            network,
+            codes("centre"),
+            label=property_.label,
+            target=property_.target,
+            ties=property_.ties,
+            max_radius=piece["max_radius"],
+            options=options,
+        )
+        return {"result": found.to_json()}
+    region = IntegerBox(codes("low"), codes("high"))
+    radius = parse_rational(piece["radius"], "radius")
+    query = RobustnessQuery(network, codes("centre"), region, property_, radius, piece["radius_unit"])
+    return {"result": verify(query, options).to_json()}

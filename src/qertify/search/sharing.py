@@ -1,0 +1,297 @@
+"""The second tier of parallelism: the open domains of one search, shared out among workers.
+
+The search begins here. What is open when it has shown to be worth it, and when there are workers, is dealt to them as pieces.
+A piece that outgrows its budget hands in what is open, which is dealt again, with a larger budget; and when a worker has
+nothing to do, the piece that has run longest is asked to hand in what it has. The parts of every split cover it, so when no
+domain is open anywhere, the violation is excluded; the first counterexample stops all pieces.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qertify._version import __version__
+from qertify.bounds.program import Program
+from qertify.parallel.executor import Executor, LostError, Message, Reply, first_done
+from qertify.parallel.partition import by_levels, deal, pack, pack_rows, unpack, unpack_rows
+from qertify.result import Reason
+from qertify.search.branch_and_bound import BranchAndBound, SearchOutcome
+from qertify.search.branching import Gains
+from qertify.search.domains import Subproblem
+from qertify.search.question import Question
+from qertify.specification.property import Classification
+from qertify.specification.splitting import Splitter
+
+FIRST_SECONDS = 0.5
+"""A search that ends within this time is not shared."""
+FIRST_NODES = 192
+FIRST_LIMIT = 2.0
+"""It goes on here until it has bounded so many domains or has taken so many seconds: branching is learnt from the first ones."""
+FIRST_BUDGET = 1.0
+GROWTH = 2.0
+LARGEST_BUDGET = 64.0
+"""Seconds of the first pieces, growth from one generation to the next, and seconds of the largest."""
+LEAST_AGE = 0.3
+"""Seconds that a piece runs before it may be asked to share: what a message costs is then a few percent."""
+POLL = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared:
+    """What the workers have to know about a search, and what its driver needs.
+
+    Attributes:
+        context: plain data with a "recipe" of `qertify.search.pieces`, from which a worker makes the same program.
+        program, splitter, gains: of the search.
+        deadline: of `time.monotonic`.
+        say: gets one line a piece.
+        record: gets each finished piece, for statistics.
+    """
+
+    context: Message
+    program: Program
+    splitter: Splitter
+    gains: Gains
+    deadline: float | None
+    say: Callable[[str], None]
+    record: Callable[[PieceRecord], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PieceRecord:
+    """One piece, as it went.
+
+    Attributes:
+        number: from 1, in the order of sending.
+        parents: numbers of the pieces that its domains came from; 0 is the search before any.
+        domains, nodes, left: domains it began with, bounded, and handed in.
+        seconds: that the worker took, of ``waited`` until the reply was here.
+    """
+
+    number: int
+    parents: tuple[int, ...]
+    domains: int
+    nodes: int
+    left: int
+    seconds: float
+    waited: float
+    stopped: bool
+
+    def __str__(self) -> str:
+        origin = ", ".join(map(str, self.parents))
+        end = "closed" if not self.left else f"{self.left} left" + (", shared" if self.stopped else "")
+        return f"piece {self.number} (of {origin}): {self.domains} domains, {self.nodes} bounded, {end}, {self.seconds:.2f} s"
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """A piece on its way."""
+
+    number: int
+    items: list[tuple[int, int, Subproblem]]
+    budget: float
+    generation: int
+    since: float
+    stopped: bool = False
+
+
+@dataclass(slots=True)
+class _State:
+    """What has become of the domains; (number of the piece they come from, generation, domain)."""
+
+    pool: list[tuple[int, int, Subproblem]]
+    stuck: list[Subproblem] = field(default_factory=list[Subproblem])
+    lost: Reason | None = None
+    nodes: int = 0
+    leaf_solvers: set[str] = field(default_factory=set[str])
+    busy: float = 0.0
+    pieces: int = 0
+
+
+def share_search(
+    question: Question, tree: BranchAndBound, gains: Gains, report: Callable[[BranchAndBound], None]
+) -> SearchOutcome | None:
+    """Run the search with the question's executor; None, and nothing done, where there is none or it can't be used.
+
+    Search trees are kept in one process, so that certificates don't depend on the number of workers.
+    """
+    executor, program, property_ = question.executor, question.program, question.property
+    if executor is None or executor.size < 2 or question.options.keep_proof or not isinstance(property_, Classification):
+        return None
+    assert program is not None
+    context: Message = {
+        "recipe": "robustness",
+        "version": __version__,
+        "digest": question.network.digest,
+        "low": question.box.low.reshape(-1).tolist(),
+        "high": question.box.high.reshape(-1).tolist(),
+        "property": [property_.label, property_.target, property_.ties.value],
+        "units": len(program.units),
+        "ranges": [pack_rows([program.low]), pack_rows([program.high])],
+        "device": question.options.device,
+        "seed": question.options.seed,
+    }
+    shared = Shared(context, program, question.splitter, gains, question.deadline, question.say)
+    outcome, lost = run_shared(executor, shared, tree, report)
+    question.decision.reason = lost
+    return outcome
+
+
+def run_shared(
+    executor: Executor, shared: Shared, tree: BranchAndBound, report: Callable[[BranchAndBound], None] | None = None
+) -> tuple[SearchOutcome, Reason | None]:
+    """Run a search here until it is worth sharing, then on the workers.
+
+    Returns:
+        the outcome, and why domains were given up, if some were.
+
+    Raises:
+        QertifyError: workers that don't start, or that can't do the work.
+    """
+    start = time.monotonic()
+    while True:
+        until = time.monotonic() + FIRST_SECONDS
+        outcome = tree.run(until if shared.deadline is None else min(until, shared.deadline), report=report)
+        ended = outcome.counterexample is not None or time.monotonic() < until  # or nothing is left, or the deadline came
+        if ended:
+            return outcome, None
+        if executor.ready and (tree.nodes >= FIRST_NODES or time.monotonic() - start >= FIRST_LIMIT):
+            break
+    return _Driver(executor, shared, tree).run()
+
+
+class _Driver:
+    """The pieces of one search."""
+
+    def __init__(self, executor: Executor, shared: Shared, tree: BranchAndBound) -> None:
+        self.executor, self.shared = executor, shared
+        self.state = _State([], nodes=tree.nodes, leaf_solvers=set(tree.leaf_solvers))
+        self.running: dict[Reply, _Sent] = {}
+        self._take_in(0, 0, tree.hand_over())
+        self.start = self.told = time.monotonic()
+
+    def run(self) -> tuple[SearchOutcome, Reason | None]:
+        counterexample = None
+        try:
+            while (self.state.pool or self.running) and counterexample is None and not self._late():
+                self._deal()
+                self._steal()
+                for reply in first_done(self.running, POLL):
+                    counterexample = self._settle(reply, self.running.pop(reply))
+                    if counterexample is not None:
+                        break
+                self._tell()
+        finally:
+            self.executor.stop(self.running)
+        state = self.state
+        left = [item for _, _, item in state.pool] + [
+            item for sent in self.running.values() for _, _, item in sent.items
+        ] + state.stuck  # fmt: skip
+        worst = min(left, key=lambda item: item.margin, default=None)
+        seconds = time.monotonic() - self.start
+        self.shared.say(
+            f"shared search: {state.pieces} pieces on {self.executor.size} workers, "
+            f"{state.busy / max(seconds * self.executor.size, 1e-9):.0%} busy"
+        )
+        found = SearchOutcome(
+            proved=counterexample is None and not left,
+            counterexample=counterexample,
+            nodes=state.nodes,
+            leaf_solvers=frozenset(state.leaf_solvers),
+            margin=None if worst is None else worst.margin,
+            nearest=None if worst is None else worst.case,
+            tree=None,
+        )
+        return found, state.lost
+
+    def _late(self) -> bool:
+        return self.shared.deadline is not None and time.monotonic() > self.shared.deadline
+
+    def _take_in(self, number: int, generation: int, subproblems: list[Subproblem]) -> None:
+        self.state.stuck += [item for item in subproblems if item.stuck]
+        self.state.pool += [(number, generation, item) for item in subproblems if not item.stuck]
+
+    def _deal(self) -> None:
+        """Give all that is open to those who have nothing to do."""
+        idle = self.executor.ready - len(self.running)
+        if idle < 1 or not self.state.pool:
+            return
+        pool = self.state.pool
+        if len(pool) < idle:  # too few for all: cut their levels
+            share = -(-idle // len(pool))
+            program, splitter = self.shared.program, self.shared.splitter
+            pool = [(n, g, part) for n, g, item in pool for part in by_levels(program, splitter, item, share)]
+        gains = pack_rows(list(self.shared.gains.table))
+        origin = {id(item): (number, generation) for number, generation, item in pool}
+        for hand in deal([item for _, _, item in pool], idle):
+            items = [(*origin[id(item)], item) for item in hand]
+            generation = max(generation for _, generation, _ in items)
+            budget = min(FIRST_BUDGET * GROWTH**generation, LARGEST_BUDGET)
+            left = None if self.shared.deadline is None else self.shared.deadline - time.monotonic()
+            piece: Message = {
+                "kind": "search",
+                "context": self.shared.context,
+                "domains": pack(hand),
+                "gains": gains,
+                "budget": budget if left is None else max(min(budget, left), 1e-3),
+                "left": left,
+            }
+            self.state.pieces += 1
+            sent = _Sent(self.state.pieces, items, budget, generation, time.monotonic())
+            self.running[self.executor.submit(piece, None if left is None else max(left, 0.0))] = sent
+        self.state.pool = []
+
+    def _steal(self) -> None:
+        """Where workers have nothing to do, ask the pieces that have run longest to share."""
+        idle = self.executor.ready - len(self.running)
+        if idle < 1 or self.state.pool or any(sent.stopped for sent in self.running.values()):
+            return
+        now = time.monotonic()
+        old = sorted((sent.since, number, reply) for number, (reply, sent) in enumerate(self.running.items()))
+        victims = [reply for since, _, reply in old if now - since > LEAST_AGE][: -(-idle // 4)]
+        for reply in victims:
+            self.running[reply].stopped = True
+        self.executor.stop(victims)
+
+    def _settle(self, reply: Reply, sent: _Sent) -> np.ndarray | None:
+        """Take in what a piece hands in; the counterexample if it found one."""
+        state = self.state
+        try:
+            message = reply.result()
+        except LostError as lost:
+            if lost.reason is Reason.INTERRUPTED:  # stopped while it waited
+                state.pool += sent.items
+            else:
+                state.lost = lost.reason
+                state.stuck += [item for _, _, item in sent.items]
+                self.shared.say(f"piece {sent.number}: given up, {lost.why}")
+            return None
+        left = unpack(message["domains"], self.shared.program)
+        self.shared.gains.add(
+            unpack_rows(message["gains"], 4, len(self.shared.program.units)).to(self.shared.program.low.device)
+        )
+        state.nodes += message["nodes"]
+        state.busy += message["seconds"]
+        state.leaf_solvers |= set(message["leaf_solvers"])
+        self._take_in(sent.number, sent.generation + (not sent.stopped), left)
+        parents = tuple(sorted({number for number, _, _ in sent.items}))
+        waited = time.monotonic() - sent.since
+        record = PieceRecord(
+            sent.number, parents, len(sent.items), message["nodes"], len(left), message["seconds"], waited, sent.stopped
+        )
+        self.shared.say(str(record))
+        if self.shared.record is not None:
+            self.shared.record(record)
+        found = message["counterexample"]
+        return None if found is None else np.array(found, dtype=np.int64)
+
+    def _tell(self) -> None:
+        if time.monotonic() - self.told > 1:
+            self.told = time.monotonic()
+            self.shared.say(
+                f"search: {self.state.nodes} domains bounded, {len(self.running)} of {self.executor.ready} workers busy"
+            )

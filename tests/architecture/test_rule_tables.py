@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qertify.bounds import operate
 from qertify.ilp import encode
 from qertify.ilp.solvers import SOLVERS
 from qertify.importers.registry import FORMATS
@@ -13,7 +14,9 @@ from qertify.options import Method
 from qertify.search.portfolio import _STAGES
 
 
-@pytest.mark.parametrize("table", [evaluate.RULES, ranges.RULES, encode.RULES], ids=["evaluate", "ranges", "encode"])
+@pytest.mark.parametrize(
+    "table", [evaluate.RULES, ranges.RULES, encode.RULES, operate.RULES], ids=["evaluate", "ranges", "encode", "operate"]
+)
 def test_rules_cover_every_kind(table: dict[type, object]) -> None:
     assert set(table) | {Input} == set(NODE_KINDS)
 

@@ -16,25 +16,25 @@ from qertify.bounds.program import Program
 LEAST_LEAK = 0.01
 """Slope outside a staircase's range, relative to inside: lets saturated units recover. Drawn from here to one for each path."""
 
+STEEPEST = 1e-3
+"""Least spacing of thresholds that a gradient sees; several of them may be one."""
+
 
 def forward(program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
     """Accumulators and values at integer inputs, exact: x (batch, n) → z and y, both (batch, N)."""
-    base = program.constant + x @ program.input_matrix.T
-    z, y = base, torch.zeros_like(base)
-    for start, stop in program.blocks:
-        if start:
-            z = base + y @ program.unit_matrix.T
-        y[:, start:stop] = program.values(z)[:, start:stop]
-    return z, y
+    y = torch.zeros(len(x), len(program.units), dtype=x.dtype, device=x.device)
+
+    def step(first: int, last: int, z: Tensor) -> Tensor:
+        y[:, first:last] = program.block_values(first, last, z)
+        return y[:, first:last]
+
+    return program.forward(x, step), y
 
 
 def gradient(program: Program, y: Tensor, objective: Tensor, leak: Tensor) -> Tensor:
     """Straight-through gradient of objective·z with respect to the inputs, (batch, n); leak is (batch, 1)."""
-    slope = torch.where(program.inside(y), 1.0, leak) / program.spacing * program.has_value
-    weight = objective.clone()
-    for start, stop in reversed(program.blocks):
-        weight[:, start:stop] += (weight @ program.unit_matrix[:, start:stop]) * slope[:, start:stop]
-    return weight @ program.input_matrix
+    slope = torch.where(program.inside(y), 1.0, leak) / program.spacing.clamp(min=STEEPEST) * program.has_value
+    return program.backward(objective, lambda first, last, weight: weight * slope[:, first:last])
 
 
 def signed_gradient(
@@ -73,7 +73,7 @@ def signed_gradient(
             stride = (width * reach * (1 - step / steps)).ceil().clamp(min=1)
             moved = (torch.rand(x.shape, generator=generator) < 0.5).to(x.device)
             x = x - stride * moved * gradient(program, y, objective, leak).sign()
-            x = torch.minimum(torch.maximum(x, program.input_low), program.input_high)
+            x = program.inside_box(x)
     return best_x, best
 
 

@@ -100,10 +100,9 @@ def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers:
         (batch,).
     """
     total = domains.objective * scale + multipliers
-    inputs = total @ program.input_matrix
-    slope = total @ program.unit_matrix
+    inputs, slope = program.products(total)
     result = total @ program.constant
-    result = result + torch.minimum(inputs * program.input_low, inputs * program.input_high).sum(-1)
+    result = result + program.least_inputs(inputs)
     if program.slack is not None:
         result = result - total.abs() @ program.slack
     return result + _unit_terms(program, slope, multipliers, z, y).sum(-1)
@@ -144,14 +143,13 @@ def _narrow(program: Program, domains: Domains, z: Tensor, y: Tensor, multiplier
     return torch.ceil(value(program, domains, z, y, multipliers, scale[:, None]) / scale)
 
 
-def _wide_product(total: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """total @ matrix in int64, and whether each row of it is exact; total is int64, the matrix holds integers in float64."""
+def _wide_products(program: Program, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`Program.products` of int64 in int64, and whether each row of them is exact."""
     high = total >> 22
     low = total - (high << 22)
-    reach = matrix.abs().sum(0).amax() if matrix.numel() else torch.zeros((), device=matrix.device)
-    exact = torch.maximum(high.abs().amax(-1), torch.tensor(PART)).double() * reach < EXACT
-    products = [torch.where(exact[:, None], part.double() @ matrix, 0.0).long() for part in (high, low)]
-    return (products[0] << 22) + products[1], exact
+    exact = torch.maximum(high.abs().amax(-1), torch.tensor(PART)).double() * program.reach() < EXACT
+    upper, lower = (program.products(torch.where(exact[:, None], part.double(), 0.0)) for part in (high, low))
+    return (upper[0].long() << 22) + lower[0].long(), (upper[1].long() << 22) + lower[1].long(), exact
 
 
 def _wide_value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers: Tensor, bits: Tensor) -> Tensor:
@@ -161,17 +159,16 @@ def _wide_value(program: Program, domains: Domains, z: Tensor, y: Tensor, multip
     """
     multipliers, bits = multipliers.long(), bits.long()
     total = (domains.objective.long() << bits[:, None]) + multipliers
-    inputs, inputs_exact = _wide_product(total, program.input_matrix)
-    slope, slope_exact = _wide_product(total, program.unit_matrix)
+    inputs, slope, exact = _wide_products(program, total)
     result = (total * program.constant.long()).sum(-1)
-    result += torch.minimum(inputs * program.input_low.long(), inputs * program.input_high.long()).sum(-1)
+    result += program.least_inputs(inputs)
     if program.slack is not None:
         result -= (total.abs() * program.slack.long()).sum(-1)
     z, y = z.long(), y.long()
     least = (slope[..., None] * y - multipliers[..., None] * z).amin(-1)
     crowded = (y[..., 3] - y[..., 0] > 3) & (program.unevenness > 0)
     result += (least - torch.where(crowded, multipliers.abs() * program.unevenness.long(), 0)).sum(-1)
-    return torch.where(inputs_exact & slope_exact, -((-result) >> bits).double(), -torch.inf)
+    return torch.where(exact, -((-result) >> bits).double(), -torch.inf)
 
 
 def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple[Tensor, Tensor] | None = None) -> Proof:

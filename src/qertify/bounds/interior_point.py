@@ -1,7 +1,8 @@
 """Multipliers by a batched primal-dual interior-point method.
 
 The best λ of `qertify.bounds.dual` is the dual optimum of the linear program over the convex hulls of all staircases.
-Each unit is a convex combination (weights w) of its corners, each input lies in its interval; the normal equations of
+Each unit is a convex combination (weights w) of its corners, each input lies in its interval, and coupled pairs of inputs
+are convex combinations (weights v) of theirs; the normal equations of
 Mehrotra's predictor-corrector method are then N×N, one system a domain, and are solved in batch. The dual iterates are
 feasible from the start, so every one of them yields a valid bound, and 6–8 iterations usually reach the optimum to
 within a unit. Nothing here is trusted: `qertify.bounds.dual.prove` judges the result in integers.
@@ -54,9 +55,12 @@ def initial_multipliers(program: Program, domains: Domains) -> Tensor:
     slope = (last - first) / (domains.high - domains.low).clamp(min=1)
     slope = torch.minimum(slope, 1 / program.spacing) * program.has_value
     result = torch.zeros_like(domains.objective)
-    for start, stop in reversed(program.blocks):
-        a = (domains.objective + result) @ program.unit_matrix[:, start:stop]
-        result[:, start:stop] = a * slope[:, start:stop]
+
+    def follow(start: int, stop: int, weight: Tensor) -> Tensor:
+        result[:, start:stop] = weight * slope[:, start:stop]
+        return result[:, start:stop]
+
+    program.backward(domains.objective, follow)
     return result
 
 
@@ -99,51 +103,112 @@ class _Gram:
             normal[:, self._rows[:, None], self._rows[None, :]] += square
 
 
-class _Iterate:
-    """The primal-dual point of a batch of domains. Primal: x, w. Dual: λ, with slacks p, q of the input bounds, s of w."""
+class _Inputs:
+    """The inputs of a program: those that are free in their intervals, n of them, and m coupled pairs with their corners."""
 
-    def __init__(self, program: Program, domains: Domains, grams: tuple[_Gram, _Gram]) -> None:
-        self.program, self.domains, self.grams = program, domains, grams
+    def __init__(self, program: Program) -> None:
+        count, device = program.input_matrix.shape[1], program.input_matrix.device
+        empty = torch.zeros(0, 2, dtype=torch.long, device=device)
+        self._pairs = empty if program.coupled is None else program.coupled
+        free = torch.ones(count, dtype=torch.bool, device=device)
+        free[self._pairs.reshape(-1)] = False
+        self._free, self._count = torch.nonzero(free)[:, 0], count
+        self.low, self.high = program.input_low[free], program.input_high[free]
+        self.matrix = program.input_matrix[:, free]
+        self.gram = _Gram(self.matrix)
+        self._first, self._second = (program.input_matrix[:, column] for column in self._pairs.T)
+        none = torch.zeros(0, 8, 2, dtype=torch.float64, device=device)
+        self.corners = none if program.coupled_corners is None else program.coupled_corners
+
+    def pair_cost(self, total: Tensor) -> Tensor:
+        """Reduced cost of every corner of the pairs, (batch, m, 8), for multipliers of the equations (batch, N)."""
+        first, second = (total @ self._first)[..., None], (total @ self._second)[..., None]
+        return first * self.corners[..., 0] + second * self.corners[..., 1]
+
+    def flow(self, weights: Tensor) -> Tensor:
+        """What weighted corners, (batch, m, 8), add to the accumulators, (batch, N)."""
+        mean = torch.einsum("bmk,mkc->cbm", weights, self.corners)
+        return mean[0] @ self._first.T + mean[1] @ self._second.T
+
+    def add_to(self, normal: Tensor, d: Tensor, centre: Tensor) -> None:
+        """Add the pairs' part of the normal matrices, (batch, N, N), in place."""
+        if not len(self._pairs):
+            return
+        off = self.corners - centre[:, :, None, :]
+        aa, ab, bb = (torch.einsum("bmk,bmk,bmk->bm", d, off[..., i], off[..., j]) for i, j in ((0, 0), (0, 1), (1, 1)))
+        for row in range(len(normal)):
+            mixed = self._first * ab[row]
+            normal[row] += (self._first * aa[row] + self._second * ab[row]) @ self._first.T
+            normal[row] += (mixed + self._second * bb[row]) @ self._second.T
+
+    def all(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Every input, (batch, inputs)."""
+        result = x.new_empty(len(x), self._count)
+        result[:, self._free] = x
+        for side in (0, 1):
+            result[:, self._pairs[:, side]] = (weights * self.corners[..., side]).sum(-1)
+        return result
+
+
+def _slacks(cost: Tensor) -> Tensor:
+    """Positive slacks for the costs of corners, (batch, count, 8)."""
+    shift = (cost.amax(-1) - cost.amin(-1)).mean(-1, keepdim=True).nan_to_num() * 0.3 + 1e-6
+    return cost - (cost.amin(-1) - shift)[..., None]
+
+
+class _Iterate:
+    """The primal-dual point of a batch of domains.
+
+    Primal: x, w, v. Dual: λ, with slacks p, q of the input bounds, s of w and t of v.
+    """
+
+    def __init__(self, program: Program, domains: Domains, inputs: _Inputs, values: _Gram) -> None:
+        self.program, self.domains, self.inputs, self.value_gram = program, domains, inputs, values
         self.z, self.y = corners(program, domains.low, domains.high)
         batch, units, corner_count = self.z.shape
         self.multipliers = initial_multipliers(program, domains)
         self.linked = bool(program.unit_matrix.any())
-        self.x = ((program.input_low + program.input_high) / 2).expand(batch, -1).clone()
+        self.x = ((inputs.low + inputs.high) / 2).expand(batch, -1).clone()
         self.w = torch.full((batch, units, corner_count), 1 / corner_count, dtype=torch.float64, device=self.z.device)
-        inputs, cost = self._costs()
-        shift = inputs.abs().mean(-1, keepdim=True) * 0.3 + 1e-6
-        self.p = inputs.clamp(min=0) + shift
-        self.q = (-inputs).clamp(min=0) + shift
-        shift = (cost.amax(-1) - cost.amin(-1)).mean(-1, keepdim=True) * 0.3 + 1e-6
-        self.s = cost - (cost.amin(-1) - shift)[..., None]
+        self.v = torch.full((batch, *inputs.corners.shape[:2]), 1 / corner_count, dtype=torch.float64, device=self.z.device)
+        costs, cost, pair_cost = self._costs()
+        shift = costs.abs().mean(-1, keepdim=True).nan_to_num() * 0.3 + 1e-6
+        self.p = costs.clamp(min=0) + shift
+        self.q = (-costs).clamp(min=0) + shift
+        self.s, self.t = _slacks(cost), _slacks(pair_cost)
 
-    def _costs(self) -> tuple[Tensor, Tensor]:
-        """Reduced costs of the inputs, (batch, n), and of every corner, (batch, N, 8)."""
+    def _costs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Reduced costs of the free inputs, (batch, n), and of every corner, (batch, N, 8) and (batch, m, 8)."""
         total = self.domains.objective + self.multipliers
         slope = total @ self.program.unit_matrix
-        return total @ self.program.input_matrix, slope[..., None] * self.y - self.multipliers[..., None] * self.z
+        cost = slope[..., None] * self.y - self.multipliers[..., None] * self.z
+        return total @ self.inputs.matrix, cost, self.inputs.pair_cost(total)
+
+    def all_inputs(self) -> Tensor:
+        """Every input of the program, (batch, n)."""
+        return self.inputs.all(self.x, self.v)
 
     def pick(self, keep: Tensor) -> None:
         """Drop the domains that are done."""
         self.domains = self.domains.pick(keep)
-        for name in ("z", "y", "multipliers", "x", "w", "p", "q", "s"):
+        for name in ("z", "y", "multipliers", "x", "w", "v", "p", "q", "s", "t"):
             setattr(self, name, getattr(self, name)[keep])
 
     def gap(self) -> Tensor:
         """The duality gap of a primal feasible point; an estimate before."""
-        below, above = self.x - self.program.input_low, self.program.input_high - self.x
-        return (below * self.p + above * self.q).sum(-1) + (self.w * self.s).sum((-1, -2))
+        below, above = self.x - self.inputs.low, self.inputs.high - self.x
+        return (below * self.p + above * self.q).sum(-1) + (self.w * self.s).sum((-1, -2)) + (self.v * self.t).sum((-1, -2))
 
     def advance(self) -> None:
         """One predictor-corrector step."""
         program = self.program
-        inputs, units = program.input_matrix, program.unit_matrix
-        below, above = self.x - program.input_low, program.input_high - self.x
-        count = 2 * self.x.shape[1] + self.w.shape[1] * self.w.shape[2]
+        inputs, units, pairs = self.inputs.matrix, program.unit_matrix, self.inputs
+        below, above = self.x - pairs.low, pairs.high - self.x
+        count = 2 * self.x.shape[1] + self.w[0].numel() + self.v[0].numel()
         gap = self.gap()
         mean_y, mean_z = (self.w * self.y).sum(-1), (self.w * self.z).sum(-1)
-        residual = program.constant + self.x @ inputs.T + mean_y @ units.T - mean_z
-        missing = 1 - self.w.sum(-1)
+        residual = program.constant + self.x @ inputs.T + mean_y @ units.T - mean_z + pairs.flow(self.v)
+        missing, pairs_missing = 1 - self.w.sum(-1), 1 - self.v.sum(-1)
         freedom = 1 / (self.p / below + self.q / above)
         d = self.w / self.s
         total = d.sum(-1)
@@ -152,8 +217,12 @@ class _Iterate:
         d_off_y = d * off_y
         yy, yz, zz = (d_off_y * off_y).sum(-1), (d_off_y * off_z).sum(-1), (d * off_z * off_z).sum(-1)
         normal = torch.zeros(len(gap), len(units), len(units), dtype=gap.dtype, device=gap.device)
-        self.grams[0].add_to(normal, freedom)
-        self.grams[1].add_to(normal, yy)
+        self.inputs.gram.add_to(normal, freedom)
+        self.value_gram.add_to(normal, yy)
+        pair_d = self.v / self.t
+        pair_total = pair_d.sum(-1)
+        pair_centre = torch.einsum("bmk,mkc->bmc", pair_d, pairs.corners) / pair_total[..., None]
+        pairs.add_to(normal, pair_d, pair_centre)
         if self.linked:
             mixed = units * yz[:, None, :]
             normal -= mixed + mixed.mT
@@ -163,12 +232,17 @@ class _Iterate:
         torch.diagonal(normal, dim1=1, dim2=2).add_(REGULARIZATION)
         factor = torch.linalg.cholesky_ex(normal)[0]
 
-        def solve(for_p: Tensor | float, for_q: Tensor | float, for_w: Tensor | float) -> tuple[Tensor, ...]:
+        def solve(
+            for_p: Tensor | float, for_q: Tensor | float, for_w: Tensor | float, for_v: Tensor | float
+        ) -> tuple[Tensor, ...]:
             push = for_p / below - for_q / above - self.p + self.q
             e = for_w / self.s - self.w
             lack = (missing - e.sum(-1)) / total
             flow_y, flow_z = (self.y * e).sum(-1) + centre_y * lack * total, (self.z * e).sum(-1) + centre_z * lack * total
-            right = residual + (freedom * push) @ inputs.T + flow_y @ units.T - flow_z
+            pair_e = for_v / self.t - self.v
+            pair_lack = (pairs_missing - pair_e.sum(-1)) / pair_total
+            pair_flow = pairs.flow(pair_e + pair_d * pair_lack[..., None])
+            right = residual + (freedom * push) @ inputs.T + flow_y @ units.T - flow_z + pair_flow
             change = scale * torch.cholesky_solve((scale * right)[..., None], factor)[..., 0]
             slope = change @ units
             drift = slope[..., None] * self.y - change[..., None] * self.z
@@ -176,24 +250,29 @@ class _Iterate:
             dx = freedom * (push - change @ inputs)
             dp, dq = (for_p - self.p * dx) / below - self.p, (for_q + self.q * dx) / above - self.q
             ds = drift - level[..., None]
-            return change, dx, dp, dq, ds, e - d * ds
+            pair_drift = pairs.pair_cost(change)
+            pair_level = pair_lack + (pair_d * pair_drift).sum(-1) / pair_total
+            dt = pair_drift - pair_level[..., None]
+            return change, dx, dp, dq, ds, e - d * ds, dt, pair_e - pair_d * dt
 
-        def steps(dx: Tensor, dp: Tensor, dq: Tensor, ds: Tensor, dw: Tensor) -> tuple[Tensor, Tensor]:
-            primal = torch.minimum((dx / below).amin(-1), -(dx / above).amax(-1))
-            dual = torch.minimum((dp / self.p).amin(-1), (dq / self.q).amin(-1))
-            primal = torch.minimum(primal, (dw / self.w).amin((-1, -2)))
-            return _longest(primal), _longest(torch.minimum(dual, (ds / self.s).amin((-1, -2))))
+        def steps(dx: Tensor, dp: Tensor, dq: Tensor, ds: Tensor, dw: Tensor, dt: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
+            primal = [dx / below, -dx / above, (dw / self.w).flatten(1), (dv / self.v).flatten(1)]
+            dual = [dp / self.p, dq / self.q, (ds / self.s).flatten(1), (dt / self.t).flatten(1)]
+            return _longest(torch.cat(primal, dim=1).amin(-1)), _longest(torch.cat(dual, dim=1).amin(-1))
 
-        _, dx, dp, dq, ds, dw = solve(0.0, 0.0, 0.0)
-        primal, dual = (step.clamp(max=1)[:, None] for step in steps(dx, dp, dq, ds, dw))
+        _, dx, dp, dq, ds, dw, dt, dv = solve(0.0, 0.0, 0.0, 0.0)
+        primal, dual = (step.clamp(max=1)[:, None] for step in steps(dx, dp, dq, ds, dw, dt, dv))
         after = ((below + primal * dx) * (self.p + dual * dp) + (above - primal * dx) * (self.q + dual * dq)).sum(-1)
         after = after + ((self.w + primal[..., None] * dw) * (self.s + dual[..., None] * ds)).sum((-1, -2))
+        after = after + ((self.v + primal[..., None] * dv) * (self.t + dual[..., None] * dt)).sum((-1, -2))
         aim = ((after / gap).clamp(0, 1) ** 3 * gap / count)[:, None]
-        change, dx, dp, dq, ds, dw = solve(aim - dx * dp, aim + dx * dq, aim[..., None] - dw * ds)
-        primal, dual = ((STEP_FRACTION * step).clamp(max=1)[:, None] for step in steps(dx, dp, dq, ds, dw))
-        self.x, self.w = self.x + primal * dx, self.w + primal[..., None] * dw
+        corrected = (aim - dx * dp, aim + dx * dq, aim[..., None] - dw * ds, aim[..., None] - dv * dt)
+        change, dx, dp, dq, ds, dw, dt, dv = solve(*corrected)
+        primal, dual = ((STEP_FRACTION * step).clamp(max=1)[:, None] for step in steps(dx, dp, dq, ds, dw, dt, dv))
+        self.x, self.w, self.v = self.x + primal * dx, self.w + primal[..., None] * dw, self.v + primal[..., None] * dv
         self.multipliers = self.multipliers + dual * change
         self.p, self.q, self.s = self.p + dual * dp, self.q + dual * dq, self.s + dual[..., None] * ds
+        self.t = self.t + dual[..., None] * dt
 
 
 class InteriorPoint:
@@ -202,7 +281,7 @@ class InteriorPoint:
     def __init__(self, program: Program, late: Callable[[], bool] = lambda: False) -> None:
         self._late = late
         self._program = program
-        self._grams = _Gram(program.input_matrix), _Gram(program.unit_matrix)
+        self._inputs, self._values = _Inputs(program), _Gram(program.unit_matrix)
 
     def relax(self, domains: Domains, iterations: int = ITERATIONS) -> Relaxation:
         """Search for the best multipliers of a batch of domains, as many at a time as the memory allows.
@@ -226,10 +305,10 @@ class InteriorPoint:
 
     def _relax(self, domains: Domains, iterations: int) -> Relaxation:
         program = self._program
-        iterate = _Iterate(program, domains, self._grams)
+        iterate = _Iterate(program, domains, self._inputs, self._values)
         batch = len(domains)
         best = value(program, domains, iterate.z, iterate.y, iterate.multipliers)
-        result = Relaxation(iterate.multipliers.clone(), best, iterate.x.clone(), *_means(iterate))
+        result = Relaxation(iterate.multipliers.clone(), best, iterate.all_inputs(), *_means(iterate))
         alive = torch.arange(batch, device=best.device)
         for _ in range(self._steps(iterations)):
             if self._late():
@@ -244,7 +323,7 @@ class InteriorPoint:
             result.multipliers[where] = iterate.multipliers[improved]
             result.bound[where] = bound[improved]
             where = alive[finite]
-            result.inputs[where] = iterate.x[finite]
+            result.inputs[where] = iterate.all_inputs()[finite]
             mean_z, mean_y = _means(iterate)
             result.z[where], result.y[where] = mean_z[finite], mean_y[finite]
             lack = iterate.domains.limit - result.bound[alive]

@@ -40,19 +40,30 @@ class Levels:
         """σ_u(z_u) in float64; |z| < REACH, shape (…, N)."""
         return torch.searchsorted(self.keys, z + self.base, right=True) - self.start + self.low
 
+    def to(self, device: str) -> Levels:
+        """The same on another device."""
+        return Levels(*(getattr(self, name).to(device) for name in Levels.__dataclass_fields__))
+
+    def part(self, first: int, last: int) -> Levels:
+        """Those of units first … last − 1."""
+        mine = slice(first, last)
+        return Levels(self.keys, self.start[mine], self.base[mine], self.count[mine], self.low[mine])
+
     def threshold(self, value: Tensor) -> Tensor:
         """T_u(value_u), shape (…, N); −infinity at or below the row's least value, +infinity above its greatest."""
         position = (value - self.low).long()
         inside = (position > 0) & (position <= self.count)
+        if not self.keys.numel():
+            return torch.where(position <= 0, -torch.inf, torch.inf)
         found = self.keys[torch.where(inside, self.start + position - 1, 0)] - self.base
         return torch.where(inside, found, torch.where(position <= 0, -torch.inf, torch.inf))
 
 
 class LevelsBuilder:
-    """Collects rows and the units that use them."""
+    """Collects rows and the units that use them. Row 0 has no thresholds: it is for units without a value."""
 
     def __init__(self) -> None:
-        self._rows: list[IntegerArray] = [np.zeros(1, dtype=np.int64)]
+        self._rows: list[IntegerArray] = [np.empty(0, dtype=np.int64)]
         self._low: list[int] = [0]
         self._unit_rows: list[IntegerArray] = []
 
@@ -67,7 +78,7 @@ class LevelsBuilder:
         return len(self._rows) - 1
 
     def add_units(self, rows: IntegerArray) -> None:
-        """More units, by the number of their row; 0 for those without a value."""
+        """More units, by the number of their row."""
         self._unit_rows.append(rows)
 
     def finish(self) -> Levels:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -44,6 +43,11 @@ Mode = tuple[torch.dtype, bool]
 """Number type of a pass, and whether it is absolute."""
 
 
+def scatter(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Zeros, (batch, size), with values, (batch, count), added at positions (count,)."""
+    return values.new_zeros(len(values), size).scatter_add_(1, index.expand(len(values), -1), values)
+
+
 class Pass:
     """One pass through the graph: what is known of each node so far, flat, (batch, elements).
 
@@ -68,6 +72,11 @@ class Pass:
         total = self.values[name] + value if name in self.values else value
         self._see(total)
         self.values[name] = total
+
+    def take(self, name: str, size: int) -> Tensor:
+        """The weight of a value, zero where nothing reads it: its units have equations all the same."""
+        weight = self.values.pop(name, None)
+        return self.units.new_zeros(len(self.units), size) if weight is None else weight
 
     def put(self, name: str, value: Tensor) -> None:
         """A node's value; a magnitude is one at least, so that magnitudes bound the coefficients of backward passes, too."""
@@ -213,7 +222,7 @@ class PickOperator:
         weight = state.values.pop(self.name, None)
         if weight is None:
             return
-        everything = weight.new_zeros(len(weight), sum(self.sizes) + 1).index_add(1, self.index, weight)
+        everything = scatter(weight, self.index, sum(self.sizes) + 1)
         for name, part in zip(self.sources, everything[:, :-1].split(list(self.sizes), dim=1), strict=True):
             state.add(name, part)
 
@@ -232,7 +241,8 @@ class Errors:
 
     def forward(self, state: Pass, value: Tensor) -> Tensor:
         value = value + self.constant.form(state.mode)
-        return value.index_add(1, self.chosen, state.inputs[:, self.first : self.first + len(self.chosen)])
+        value[:, self.chosen] += state.inputs[:, self.first : self.first + len(self.chosen)]
+        return value
 
     def backward(self, state: Pass, weight: Tensor) -> None:
         state.inputs[:, self.first : self.first + len(self.chosen)] = weight[:, self.chosen]
@@ -252,17 +262,16 @@ class UnitsOperator:
     def forward(self, state: Pass) -> None:
         given = state.values[self.source]
         found = state.block(self.first, self.first + len(self.chosen), given[:, self.chosen])
-        value = self.constant.form(state.mode).expand(len(given), -1).index_add(1, self.chosen, found)
+        value = self.constant.form(state.mode).repeat(len(given), 1)
+        value[:, self.chosen] = found
         state.put(self.name, value if self.errors is None else self.errors.forward(state, value))
 
     def backward(self, state: Pass) -> None:
-        weight = state.values.pop(self.name, None)
-        if weight is None:
-            return
+        weight = state.take(self.name, self.constant.exact.numel())
         if self.errors is not None:
             self.errors.backward(state, weight)
         total = state.block(self.first, self.first + len(self.chosen), weight[:, self.chosen])
-        state.add(self.source, torch.zeros_like(weight).index_add(1, self.chosen, total))
+        state.add(self.source, scatter(total, self.chosen, weight.shape[1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -302,21 +311,19 @@ class MaxOperator:
         for item in self.challenges:
             difference = state.minus(given[:, item.open_from], best[:, item.open])
             found = state.block(item.first, item.last, difference)
-            best = best.index_copy(1, item.wins, given[:, item.wins_from]).index_add(1, item.open, found)
-            if state.mode[1]:
-                best = best.clamp(min=1)
+            best[:, item.open] += found
+            best[:, item.wins] = given[:, item.wins_from]
         state.put(self.name, best)
 
     def backward(self, state: Pass) -> None:
-        best = state.values.pop(self.name, None)
-        if best is None:
-            return
+        best = state.take(self.name, len(self.leader)).clone()
         below = best.new_zeros(len(best), self.size)
         for item in reversed(self.challenges):
             total = state.block(item.first, item.last, best[:, item.open])
-            below = below.index_add(1, item.wins_from, best[:, item.wins]).index_add(1, item.open_from, total)
-            best = best.index_fill(1, item.wins, 0.0).index_add(1, item.open, total if state.mode[1] else -total)
-        state.add(self.source, below.index_add(1, self.leader, best))
+            below += scatter(best[:, item.wins], item.wins_from, self.size) + scatter(total, item.open_from, self.size)
+            best[:, item.wins] = 0.0
+            best[:, item.open] = state.minus(best[:, item.open], total)
+        state.add(self.source, below + scatter(best, self.leader, self.size))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -356,7 +363,7 @@ class OutputsOperator:
     def backward(self, state: Pass) -> None:
         nothing = state.units.new_zeros(len(state.units), len(self.chosen))
         total = state.block(self.first, self.first + len(self.chosen), nothing)
-        state.add(self.source, total.new_zeros(len(total), self.size).index_add(1, self.chosen, total))
+        state.add(self.source, scatter(total, self.chosen, self.size))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -365,7 +372,6 @@ class Operators:
 
     Attributes:
         inputs, units: n and N.
-        last_use: node → position of the last operator that reads it, after which a forward pass forgets it.
         reach: a bound on Σ_u |coefficient| of one multiplier each in any sum of a backward pass.
     """
 
@@ -401,14 +407,13 @@ class Operators:
             step.forward(state)
         return state
 
-    def head(self, blocks: int, units: int) -> Operators:
-        """The equations of the first blocks of units only."""
-        kept: list[Operator] = []
-        for step in self.steps:
-            if _blocks_of(step) and _first_unit(step) >= units:
-                break
-            kept.append(step)
-        return replace(self, steps=tuple(kept), units=units)
+    def head(self, first: int) -> Operators:
+        """The equations up to the staircase whose units start at ``first``; these units become outputs."""
+        for position, step in enumerate(self.steps):
+            if isinstance(step, UnitsOperator) and step.first == first and len(step.chosen):
+                last = OutputsOperator(step.source, step.constant.exact.numel(), step.chosen, first)
+                return replace(self, steps=(*self.steps[:position], last), units=first + len(step.chosen))
+        raise ValueError(f"no staircase has its first unit at {first}")
 
     def to(self, device: str) -> Operators:
         """The same on another device."""
@@ -425,12 +430,3 @@ def _moved(item: Any, device: str) -> Any:
     if is_dataclass(item) and not isinstance(item, type) and not isinstance(item, Dense | Convolution | PoolSum):
         return replace(item, **{each.name: _moved(getattr(item, each.name), device) for each in fields(item)})
     return item
-
-
-def constant_of(value: Tensor) -> Coefficients:
-    """Coefficients from any integers."""
-    return Coefficients(value.to(torch.float64))
-
-
-def elements(shape: Shape) -> int:
-    return prod(shape)

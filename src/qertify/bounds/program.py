@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qertify.bounds.levels import Levels
+from qertify.bounds.operators import Fill, Operators
 from qertify.network.tensor import IntegerArray
 
 
@@ -59,7 +61,11 @@ class Program:
         equation_size: (N,), bound on |constant| + Σ|input_matrix|·max(|x|, 1) + Σ|unit_matrix|·max(|y|, 1) + slack, not an
             integer.
         divisor: (N,), a power of two for rectifiers, 0 for other units; None where all units are staircases.
+        coupled: int64 (m, 2), pairs of inputs that are not independent; None where all are.
+        coupled_corners: (m, 8, 2), the corners of the values of each pair.
         slack: (N,), by how much an accumulator may differ from its equation, in integers; None where by nothing.
+        operators, levels, last_value: the equations and the staircases of a large program, with the greatest value of each
+            unit, (N,); both matrices and ``thresholds`` are empty then. None where they are not.
     """
 
     units: tuple[Unit, ...]
@@ -80,24 +86,111 @@ class Program:
     equation_size: Tensor
     divisor: Tensor | None = None
     slack: Tensor | None = None
+    coupled: Tensor | None = None
+    coupled_corners: Tensor | None = None
+    operators: Operators | None = None
+    levels: Levels | None = None
+    last_value: Tensor | None = None
 
     def to(self, device: str) -> Program:
         """The same program with its tensors on another device."""
         moved: dict[str, Any] = {
             name: value.to(device) for name in Program.__dataclass_fields__ if isinstance(value := getattr(self, name), Tensor)
         }
+        if self.operators is not None and self.levels is not None:
+            moved |= {"operators": self.operators.to(device), "levels": self.levels.to(device)}
         return replace(self, **moved)
+
+    def products(self, total: Tensor) -> tuple[Tensor, Tensor]:
+        """total·input_matrix, (batch, n), and total·unit_matrix, (batch, N), for weights of the accumulators (batch, N)."""
+        if self.operators is None:
+            return total @ self.input_matrix, total @ self.unit_matrix
+        done = self.operators.backward(total, lambda first, last, _: total[:, first:last])
+        return done.inputs, done.units
+
+    def backward(self, objective: Tensor, fill: Fill) -> Tensor:
+        """Weights of the inputs, (batch, n), where a block's values weigh on its accumulators as ``fill`` says.
+
+        Args:
+            objective: (batch, N), what the accumulators weigh besides.
+            fill: first and last+1 of a block, weights of its values, (batch, count) → weights to add to its accumulators.
+        """
+        if self.operators is not None:
+            return self.operators.backward(
+                objective, lambda first, last, found: objective[:, first:last] + fill(first, last, found)
+            ).inputs
+        weight = objective.clone()
+        for first, last in reversed(self.blocks):
+            weight[:, first:last] += fill(first, last, weight @ self.unit_matrix[:, first:last])
+        return weight @ self.input_matrix
+
+    def forward(self, x: Tensor, fill: Fill) -> Tensor:
+        """Accumulators, (batch, N), at inputs, (batch, n), where ``fill`` turns a block's accumulators into its values."""
+        if self.operators is not None:
+            return self.operators.forward(x, fill).units
+        base = self.constant + x @ self.input_matrix.T
+        z, y = base, torch.zeros_like(base)
+        for first, last in self.blocks:
+            if first:
+                z = base + y @ self.unit_matrix.T
+            y[:, first:last] = fill(first, last, z[:, first:last])
+        return z
+
+    def reach(self) -> float:
+        """A bound on the sums in `products` of weights between −1 and 1."""
+        if self.operators is not None:
+            return self.operators.reach
+        sums = (float(matrix.abs().sum(0).amax()) for matrix in (self.input_matrix, self.unit_matrix) if matrix.numel())
+        return max(sums, default=0.0)
 
     def output_units(self) -> dict[int, int]:
         """Class → position of its accumulator among the units."""
         return {unit.label: position for position, unit in enumerate(self.units) if unit.label is not None}
 
+    def least_inputs(self, cost: Tensor) -> Tensor:
+        """min over the inputs of cost·x, (batch,), as integers if the cost, (batch, n), is of integers."""
+        low, high = self.input_low.to(cost.dtype), self.input_high.to(cost.dtype)
+        least = torch.minimum(cost * low, cost * high)
+        if self.coupled is None or self.coupled_corners is None:
+            return least.sum(-1)
+        own = cost[:, self.coupled]
+        corners = (own[:, :, None, :] * self.coupled_corners.to(cost.dtype)).sum(-1)
+        least[:, self.coupled.reshape(-1)] = 0
+        return least.sum(-1) + corners.amin(-1).sum(-1)
+
+    def inside_box(self, x: Tensor) -> Tensor:
+        """The nearest inputs in the box, (batch, n); the second of a coupled pair follows the first, which is an integer."""
+        x = torch.minimum(torch.maximum(x, self.input_low), self.input_high)
+        if self.coupled is None or self.coupled_corners is None:
+            return x
+        x = x.clone()
+        first, second = self.coupled.T
+        known, value = self.coupled_corners.unbind(-1)
+        first_low, first_high = known.amin(-1), known.amax(-1)
+        code = x[:, first].round()
+        for end in (first_low, first_high):
+            at = known == end[:, None]
+            least = torch.where(at, value, torch.inf).amin(-1)
+            greatest = torch.where(at, value, -torch.inf).amax(-1)
+            clipped = torch.minimum(torch.maximum(x[:, second], least), greatest)
+            x[:, second] = torch.where(code == end, clipped, x[:, second])
+        return x
+
     def values(self, z: Tensor) -> Tensor:
         """σ_u(z_u), shape (batch, N); integers but for rectifiers."""
-        result = self.first_value + torch.searchsorted(self.thresholds, z.T.contiguous(), right=True).T * self.has_value
+        return self.block_values(0, len(self.units), z)
+
+    def block_values(self, first: int, last: int, z: Tensor) -> Tensor:
+        """`values` of units first … last − 1 at their accumulators, (batch, last − first)."""
+        mine = slice(first, last)
+        if self.levels is not None and self.last_value is not None:
+            found = self.levels.part(first, last).value(z)
+            return torch.minimum(torch.maximum(found, self.first_value[mine]), self.last_value[mine])
+        steps = torch.searchsorted(self.thresholds[mine], z.T.contiguous(), right=True).T
+        result = self.first_value[mine] + steps * self.has_value[mine]
         if self.divisor is None:
             return result
-        return torch.where(self.divisor > 0, z.clamp(min=0) / self.divisor.clamp(min=1), result)
+        return torch.where(self.divisor[mine] > 0, z.clamp(min=0) / self.divisor[mine].clamp(min=1), result)
 
     def value_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Integers around σ_u on low … high, (batch, N) each."""
@@ -106,6 +199,8 @@ class Program:
 
     def inside(self, y: Tensor) -> Tensor:
         """Whether a value is neither the least nor the greatest of its unit, (batch, N)."""
+        if self.last_value is not None:
+            return (y > self.first_value) & (y < self.last_value)
         width = torch.isfinite(self.thresholds).sum(-1)
         result = (y > self.first_value) & (y < self.first_value + width)
         return result if self.divisor is None else torch.where(self.divisor > 0, y > 0, result)
@@ -116,6 +211,8 @@ class Program:
 
     def threshold(self, value: Tensor) -> Tensor:
         """T_u(value_u), shape (batch, N); −infinity at or below the least value, +infinity above the greatest."""
+        if self.levels is not None:
+            return self.levels.threshold(value)
         position = (value - self.first_value).long()
         width = self.thresholds.shape[1]
         found = self.thresholds.gather(1, (position - 1).clamp(0, width - 1).T.contiguous()).T

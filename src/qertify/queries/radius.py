@@ -2,6 +2,7 @@
 
 The set of robust radii is an interval from 0, so each answer bounds the radius for good: a proof at r from below, a
 counterexample at distance d from above. Radii double until one is refuted, cheap ones first; then the gap is bisected.
+With method ILP, one integer program minimises the radius in between, and only what it leaves open is bisected.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qertify.errors import InvalidInputError
+from qertify.ilp.engine import EXACT_SOLVER
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
+from qertify.queries.nearest import NearestResult, nearest_counterexample
 from qertify.queries.robustness import local_robustness, verify
-from qertify.result import SCHEMA_VERSION, Counterexample, Reason, Result, Verdict
+from qertify.result import SCHEMA_VERSION, Counterexample, Evidence, Reason, Result, Verdict
 from qertify.search.question import Decision
+from qertify.specification.judge import Run
 from qertify.specification.property import Ties
 
 LEAST_SECONDS = 0.5
+OPTIMISATION_SHARE = 0.5
+"""Part of the time that the integer program for the whole question may take."""
 SHARE = 4
 """With a time limit, one question gets at most this part of what is left: the last, hard ones get it all."""
 
@@ -37,6 +43,7 @@ class RadiusResult:
         reason: why it is not exact.
         counterexample: at distance ``refuted_radius``, replayed.
         questions: number of robustness questions asked.
+        evidence: what the verified radius rests on; None at radius 0 and for a misclassified centre.
     """
 
     model_digest: str
@@ -55,12 +62,16 @@ class RadiusResult:
     nodes: int = 0
     questions: int = 0
     counterexample: Counterexample | None = None
+    evidence: Evidence | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         from qertify._version import __version__
 
-        data = asdict(self) | {"reason": None if self.reason is None else self.reason.value}
+        data = asdict(self) | {
+            "reason": None if self.reason is None else self.reason.value,
+            "evidence": None if self.evidence is None else self.evidence.value,
+        }
         return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **data}
 
     @staticmethod
@@ -74,6 +85,7 @@ class RadiusResult:
             raise ValueError(f"schema version {data.get('schema_version')}, expected {SCHEMA_VERSION}")
         fields = {key: value for key, value in data.items() if key not in ("schema_version", "qertify_version")}
         fields["reason"] = None if fields["reason"] is None else Reason(fields["reason"])
+        fields["evidence"] = None if fields.get("evidence") is None else Evidence(fields["evidence"])
         if (found := fields["counterexample"]) is not None:
             tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
             fields["counterexample"] = Counterexample(**tuples)
@@ -88,6 +100,8 @@ class _Search:
         self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
         self.verified, self.refuted = 0, largest + 1
         self.found: Counterexample | None = None
+        self.evidence: Evidence | None = None
+        self.claimed = 0
         self.reason: Reason | None = None
         self.nodes = self.questions = 0
         self.improved: Callable[[], None] = lambda: None
@@ -103,11 +117,39 @@ class _Search:
         result = self.ask(radius, replace(self.options, method=method, timeout=timeout))
         self.nodes, self.questions = self.nodes + result.nodes, self.questions + 1
         if result.verdict is Verdict.ROBUST:
-            self.verified = max(self.verified, radius)
-        elif result.counterexample is not None and result.counterexample.distance < self.refuted:
-            self.refuted, self.found = result.counterexample.distance, result.counterexample
+            self._verify(radius, result.evidence)
+        self._refute(result.counterexample)
         self.improved()
         return result
+
+    def _verify(self, radius: int, evidence: Evidence | None) -> None:
+        if radius > self.verified:
+            self.verified, self.evidence = radius, evidence
+
+    def _refute(self, found: Counterexample | None) -> None:
+        if found is not None and found.distance < self.refuted:
+            self.refuted, self.found = found.distance, found
+
+    def optimise(self, nearest: Callable[[int, int, Options], NearestResult | None]) -> None:
+        """Ask one integer program for the nearest violation below the known one, and take it for what it is worth.
+
+        A floating-point solver's claim is remembered; what it leaves to prove goes to the integer solver.
+        """
+        left = self.left()
+        if self.refuted - self.verified <= 1 or (left is not None and left <= 0):
+            return
+        limited = replace(self.options, timeout=None if left is None else left * OPTIMISATION_SHARE)
+        answer = nearest(self.verified + 1, self.refuted - 1, limited)
+        self.questions += 1
+        if answer is not None:
+            self._refute(answer.counterexample)
+            if answer.evidence is not Evidence.SOLVER_CLAIM or self.options.accept_solver_claims:
+                self._verify(min(answer.verified, self.refuted - 1), answer.evidence)
+            else:
+                self.claimed = answer.verified
+        if not self.options.accept_solver_claims:
+            self.options = replace(self.options, solver=EXACT_SOLVER)
+        self.improved()
 
     def gallop(self) -> None:
         """Double the radius until an attack succeeds."""
@@ -130,7 +172,7 @@ class _Search:
             left = self.left()
             if left is not None and left <= 0:
                 self.reason = Reason.TIMEOUT
-                return
+                break
             # a refutation close below the counterexample is likely to fail, a proof there settles everything
             radius = ceiling - 1 if ceiling - self.verified <= 3 or ceiling == self.refuted else (self.verified + ceiling) // 2
             last_word = ceiling - self.verified == 2
@@ -142,6 +184,8 @@ class _Search:
                 ceiling = min(ceiling, self.refuted)
         if self.refuted - self.verified == 1:
             self.reason = None
+        elif self.claimed >= self.refuted - 1:
+            self.reason = Reason.SOLVER_CLAIM
 
 
 def maximum_radius(
@@ -157,6 +201,7 @@ def maximum_radius(
     improved: Callable[[RadiusResult], None] | None = None,
     decided: Callable[[int, Decision], None] | None = None,
     executor: Executor | None = None,
+    run: Run | None = None,
 ) -> RadiusResult:
     """The largest radius, in levels of the quantized input, at which the label wins everywhere.
 
@@ -167,7 +212,7 @@ def maximum_radius(
         progress: gets one line a stage.
         improved: gets the interval known so far after every question.
         decided: gets each radius that the engines were asked about, and what they decided.
-        executor: as `qertify.queries.robustness.verify`.
+        executor, run: as `qertify.queries.robustness.verify`.
 
     Returns:
         verified and refuted radius; together they are the exact answer or an interval around it.
@@ -183,7 +228,7 @@ def maximum_radius(
     def ask(radius: int, limited: Options) -> Result:
         query = local_robustness(network, centre, radius, label=label, target=target, ties=ties)
         keep = None if decided is None else lambda decision: decided(radius, decision)
-        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep, executor)
+        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep, executor, run)
 
     if max_radius is not None and max_radius < 0:
         raise InvalidInputError(f"the maximum radius {max_radius} is negative")
@@ -209,11 +254,18 @@ def maximum_radius(
             nodes=search.nodes,
             questions=search.questions,
             counterexample=search.found,
+            evidence=search.evidence if robust else None,
         )
+
+    def nearest(least: int, greatest: int, limited: Options) -> NearestResult | None:
+        query = local_robustness(network, centre, greatest, label=label, target=target, ties=ties)
+        return nearest_counterexample(query, least, limited, say, run)
 
     if robust:
         search.improved = lambda: improved(answer()) if improved is not None else None
         search.gallop()
         search.attack_downwards()
+        if options.method is Method.ILP:
+            search.optimise(nearest)
         search.close()
     return answer()

@@ -19,6 +19,7 @@ from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
 from qertify.search.portfolio import Decision, decide
 from qertify.specification.property import Classification, Ties
+from qertify.specification.judge import Run
 from qertify.specification.region import IntegerBox, linf_ball
 
 
@@ -87,6 +88,7 @@ def verify(
     progress: Callable[[str], None] | None = None,
     decided: Callable[[Decision], None] | None = None,
     executor: Executor | None = None,
+    run: Run | None = None,
 ) -> Result:
     """Decide a robustness query with a proof or a replayed counterexample.
 
@@ -96,6 +98,8 @@ def verify(
         progress: gets one line a stage.
         decided: gets what the engines decided, before it becomes a verdict; a certificate is written from it.
         executor: shares out the search, if there is one; its workers have read the same model.
+        run: the real runtime (`qertify.runtimes.base.runner`). A network that is only an enclosure is non-robust or
+            misclassified if the runtime itself says so; without it, such an answer is unknown.
 
     Returns:
         robust (with exact evidence), non_robust (with a counterexample), misclassified, or unknown with its reason.
@@ -110,15 +114,15 @@ def verify(
     start = time.monotonic()
     deadline = None if options.timeout is None else start + options.timeout
     network, property_ = query.network, query.property
-    outputs = evaluate(network, query.centre[None])
+    outputs = _outputs(network, query.centre, run)
     predicted = int(property_.ties.predicted(outputs)[0])
     cpu_class = host_cpu_class() if options.cpu_class is None else CpuClass(options.cpu_class)
     if doubts := arithmetic_doubts(network, cpu_class, query.region):
         decision, verdict = Decision(reason=Reason.ARITHMETIC, method="ranges", explanation=list(doubts)), Verdict.UNKNOWN
-    elif _misclassified(property_, outputs):
+    elif _misclassified(property_, outputs) and (network.exactness == "exact" or run is not None):
         decision, verdict = Decision(method="evaluate"), Verdict.MISCLASSIFIED
     else:
-        decision = decide(network, query.region, property_, options, progress or (lambda _: None), deadline, executor)
+        decision = decide(network, query.region, property_, options, progress or (lambda _: None), deadline, executor, run)
         if decided is not None:
             decided(decision)
         verdict = _verdict(decision, options)
@@ -136,13 +140,14 @@ def verify(
         cpu_class=cpu_class.value if "kernels" in network.metadata else None,
         target=property_.target,
         predicted=predicted,
+        exactness=network.exactness,
         region=describe_region(query),
         ties=property_.ties.value,
         nodes=decision.nodes,
         solver=decision.solver,
         bound_reached=decision.margin if verdict is Verdict.UNKNOWN else None,
         nearest_class=decision.nearest if verdict is Verdict.UNKNOWN else None,
-        counterexample=None if decision.counterexample is None else _counterexample(query, decision.counterexample),
+        counterexample=None if decision.counterexample is None else counterexample_of(query, decision.counterexample, run),
         explanation=tuple(decision.explanation),
     )
 
@@ -174,12 +179,17 @@ def _verdict(decision: Decision, options: Options) -> Verdict:
     return Verdict.ROBUST if decision.evidence is not None else Verdict.UNKNOWN
 
 
-def _counterexample(query: RobustnessQuery, codes: IntegerArray) -> Counterexample:
+def _outputs(network: Network, codes: IntegerArray, run: Run | None) -> IntegerArray:
+    """The outputs on one input, (1, outputs): exact, or as the runtime gives them; else those of the reference evaluator."""
+    return evaluate(network, codes[None]) if run is None or network.exactness == "exact" else run(codes[None])
+
+
+def counterexample_of(query: RobustnessQuery, codes: IntegerArray, run: Run | None) -> Counterexample:
     """Replay once more, from scratch; a counterexample that fails here is a defect and raises."""
     codes = codes.reshape(query.network.input_shape)
-    outputs = evaluate(query.network, codes[None])
+    outputs = _outputs(query.network, codes, run)
     if not query.property.violated(outputs)[0] or not query.region.contains(codes[None])[0]:
-        raise ReplayError("a counterexample does not replay on the reference evaluator; please report this defect")
+        raise ReplayError("a counterexample does not replay; please report this defect")
     return Counterexample(
         levels=tuple(codes.reshape(-1).tolist()),
         outputs=tuple(outputs[0].tolist()),

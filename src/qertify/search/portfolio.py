@@ -5,8 +5,8 @@ attack → interval bounds → dual bounds → stronger attack → branch and bo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -19,6 +19,7 @@ from qertify.result import Reason
 from qertify.search import stages
 from qertify.search.proof import ProofLog
 from qertify.search.question import Decision, Question
+from qertify.specification.judge import Run
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Property, splitter_of
 
@@ -60,6 +61,9 @@ def decide(
     say: Callable[[str], None] = lambda _: None,
     deadline: float | None = None,
     executor: Executor | None = None,
+    run: Run | None = None,
+    plan: Sequence[stages.Stage] | None = None,
+    processes: SolverProcesses | None = None,
 ) -> Decision:
     """Decide whether the property holds on the whole box.
 
@@ -69,6 +73,9 @@ def decide(
         say: gets one line a stage.
         deadline: of `time.monotonic`.
         executor: shares out the search, if there is one; its workers have read the same model.
+        run: the real runtime, which an enclosure needs for counterexamples.
+        plan: the stages, None for those of the method.
+        processes: where solvers run, None for processes of this question alone.
 
     Raises:
         UnsupportedModelError: the chosen method does not cover the network.
@@ -84,7 +91,7 @@ def decide(
     known = ranges(network, box.low[None], box.high[None])
     splitter = splitter_of(network, property_, known)
     generator = torch.Generator().manual_seed(options.seed)
-    with SolverProcesses(options.memory) as processes, one_thread():
+    with SolverProcesses(options.memory) if processes is None else nullcontext(processes) as solvers, one_thread():
         question = Question(
             network,
             box,
@@ -97,10 +104,11 @@ def decide(
             splitter.cases(),
             generator,
             decision,
-            processes,
+            solvers,
             executor=executor,
+            run=run,
         )
-        for stage in _STAGES[options.method]:
+        for stage in plan or _STAGES[options.method]:
             if question.late():
                 decision.reason = Reason.TIMEOUT
                 return decision
@@ -109,5 +117,10 @@ def decide(
                 if decision.proof is not None:
                     decision.proof.program, decision.proof.cases = question.program, question.cases
                 return decision
-    decision.reason = decision.reason or (Reason.TIMEOUT if question.late() else Reason.UNSUPPORTED)
+    decision.reason = decision.reason or (Reason.TIMEOUT if question.late() else _undecided(network))
     return decision
+
+
+def _undecided(network: Network) -> Reason:
+    """Why the stages may end without an answer."""
+    return Reason.UNSUPPORTED if network.exactness == "exact" else Reason.ENCLOSURE

@@ -16,7 +16,6 @@ from qertify.bounds.program import Program
 from qertify.errors import ReplayError
 from qertify.ilp.engine import IlpEngine
 from qertify.ilp.process import SolverProcesses
-from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.ranges import Range
 from qertify.network.tensor import IntegerArray
@@ -26,6 +25,7 @@ from qertify.result import Evidence, Reason
 from qertify.search.branch_and_bound import SearchTree
 from qertify.search.proof import ProofLog
 from qertify.specification.cases import Case
+from qertify.specification.judge import Judge, Run
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Property, Splitter
 
@@ -84,26 +84,38 @@ class Question:
     processes: SolverProcesses
     program: Program | None = None
     next_descent: float = 0.0
+    run: Run | None = None
     executor: Executor | None = None
     stopped: Callable[[], bool] = lambda: False
 
     def engine(self) -> IlpEngine:
         """The integer programs of this question."""
         return IlpEngine(
-            self.network, self.box, self.property, self.splitter, self.known, self.processes, seed=self.options.seed
+            self.network,
+            self.box,
+            self.property,
+            self.splitter,
+            self.known,
+            self.processes,
+            seed=self.options.seed,
+            encoding=self.options.encoding,
+            run=self.run,
         )
 
     def replay_codes(self, candidates: IntegerArray) -> IntegerArray | None:
-        """The first candidate, (batch, *input shape), that violates the property in exact integers."""
-        outputs = evaluate(self.network, candidates)
-        violated = self.property.violated(outputs)
-        if not violated.any():
-            return None
-        convincing = violated & self.property.convincing(outputs)
-        found = candidates[convincing if convincing.any() else violated]
+        """The first candidate, (batch, *input shape), that is judged to violate the property."""
+        return self.try_codes(candidates)[0]
+
+    def try_codes(self, candidates: IntegerArray) -> tuple[IntegerArray | None, bool]:
+        """`replay_codes`, and whether the property is proved to hold at every candidate."""
+        judgement = Judge(self.network, self.property, self.run).judge(candidates)
+        if not judgement.violated.any():
+            return None, bool(judgement.safe.all())
+        convincing = judgement.violated & self.property.convincing(judgement.outputs)
+        found = candidates[convincing if convincing.any() else judgement.violated]
         if not self.box.contains(found[:1])[0]:
             raise ReplayError("a counterexample leaves the input region; please report this defect")
-        return found[0]
+        return found[0], False
 
     def replay(self, candidates: Tensor) -> IntegerArray | None:
         """`replay_codes` for points in the program's inputs, (batch, n)."""

@@ -62,18 +62,20 @@ def sweep(question: Question) -> None:
 
 
 def _enumerate(question: Question) -> None:
-    box, decision = question.box, question.decision
+    box, decision, safe = question.box, question.decision, True
     for start in range(0, box.size, SWEEP_CHUNK):
         if question.late():
             return
-        found = question.replay_codes(box.points(start, start + SWEEP_CHUNK))
+        found, all_safe = question.try_codes(box.points(start, start + SWEEP_CHUNK))
+        safe = safe and all_safe
         if found is not None:
             decision.counterexample = found
             break
-    else:
+    if safe:
         decision.evidence = Evidence.EXACT_SEARCH
     decision.method = "enumeration"
-    question.say(f"enumeration: {box.size} inputs, {'no violation' if decision.evidence else 'counterexample'}")
+    outcome = "no violation" if safe else "open for an enclosure" if decision.counterexample is None else "counterexample"
+    question.say(f"enumeration: {box.size} inputs, {outcome}")
 
 
 def interval(question: Question) -> None:
@@ -225,8 +227,11 @@ def search(question: Question) -> None:
 def solve_leaf(question: Question, case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
     """A domain on which every value is fixed asks for a lattice point: enumerate a small box, else ask an integer solver."""
     if question.box.size <= ENUMERATION_LIMIT:
-        found = question.replay_codes(question.box.points())
-        return LeafAnswer(Closure.EMPTY if found is None else Closure.COUNTEREXAMPLE, found, "enumeration")
+        found, safe = question.try_codes(question.box.points())
+        if found is not None:
+            return LeafAnswer(Closure.COUNTEREXAMPLE, found, "enumeration")
+        if safe:
+            return LeafAnswer(Closure.EMPTY, None, "enumeration")
     program = question.program
     assert program is not None
     bounds: dict[str, tuple[IntegerArray, IntegerArray]] = {}

@@ -66,7 +66,7 @@ class Builder(Mover[Node]):
         """The network's input."""
         return self._add(Input(name, shape, low, high), shape, low, high, quantization)
 
-    # Linear nodes, each with its requantization.
+    # Linear nodes, each with its requantization; without one they give their accumulator.
 
     def dense(
         self,
@@ -75,7 +75,7 @@ class Builder(Mover[Node]):
         weight: ArrayLike,
         bias: ArrayLike,
         zero_point: int,
-        requantize: Requantize,
+        requantize: Requantize | None,
         accumulator_bits: int = 32,
     ) -> Codes:
         """weight · (x − zero_point) + bias over the last axis of x; weight (out, in), bias (out,)."""
@@ -85,15 +85,13 @@ class Builder(Mover[Node]):
         if len(x.shape) == 1:
             node = Dense(f"{name}/accumulator", (x.node,), weight, bias, zero_point, accumulator_bits)
             return self.requantize(name, self._accumulator(node, weight.shape[:1]), requantize)
-        rest, features = x.shape[:-1], x.shape[-1]
-        image = self.reshape(f"{name}/columns", x, (prod(rest), features, 1))
-        image = self.transpose(f"{name}/image", image, (1, 0, 2))
-        window = Window((1, 1))
-        result = self.convolution(
-            name, image, weight[:, :, None, None], bias, window, zero_point, 1, requantize, accumulator_bits
+        return self.on_last_axis(
+            name,
+            x,
+            lambda image: self.convolution(
+                name, image, weight[:, :, None, None], bias, Window((1, 1)), zero_point, 1, requantize, accumulator_bits
+            ),
         )
-        back = self.transpose(f"{name}/rows", result, (1, 0, 2))
-        return self.reshape(f"{name}/output", back, (*rest, weight.shape[0]))
 
     def convolution(
         self,
@@ -104,7 +102,7 @@ class Builder(Mover[Node]):
         window: Window,
         zero_point: int,
         groups: int,
-        requantize: Requantize,
+        requantize: Requantize | None,
         accumulator_bits: int = 32,
     ) -> Codes:
         """Cross-correlation of (x − zero_point), zero padded; x (channels, height, width), weight as in `Convolution`."""
@@ -112,12 +110,12 @@ class Builder(Mover[Node]):
         node = Convolution(f"{name}/accumulator", (x.node,), weight, bias, window, zero_point, groups, accumulator_bits)
         return self.requantize(name, self._accumulator(node, self._windowed(name, x, window, weight.shape[0])), requantize)
 
-    def pool_sum(self, name: str, x: Codes, window: Window, zero_point: int, requantize: Requantize) -> Codes:
+    def pool_sum(self, name: str, x: Codes, window: Window, zero_point: int, requantize: Requantize | None) -> Codes:
         """The sum of (x − zero_point) over each window, zero padded, requantized: average pooling."""
         node = PoolSum(f"{name}/accumulator", (x.node,), window, zero_point)
         return self.requantize(name, self._accumulator(node, self._windowed(name, x, window, x.shape[0])), requantize)
 
-    def product(self, name: str, a: Codes, b: Codes, zero_points: tuple[int, int], requantize: Requantize) -> Codes:
+    def product(self, name: str, a: Codes, b: Codes, zero_points: tuple[int, int], requantize: Requantize | None) -> Codes:
         """(a − zero_points[0]) · (b − zero_points[1]), requantized; a and b of one shape."""
         node = Product(f"{name}/accumulator", (a.node, b.node), zero_points)
         return self.requantize(name, self._accumulator(node, a.shape), requantize)
@@ -125,15 +123,42 @@ class Builder(Mover[Node]):
     def _accumulator(self, node: Node, shape: Shape) -> Codes:
         return self._add(node, shape, -(1 << 31), (1 << 31) - 1)
 
-    def requantize(self, name: str, z: Codes, requantize: Requantize) -> Codes:
+    def requantize(self, name: str, z: Codes, requantize: Requantize | None) -> Codes:
         """The staircase of an accumulator; thresholds by bisection on the function, one row a distinct staircase."""
+        if requantize is None:
+            return z
         r = requantize
         steps = steps_from_function(r.function, r.rows, r.low, r.high)
         row = per_channel_rows(r.rows, z.shape) if r.row is None else as_integers(r.row, name)
         node = Staircase(f"{name}/requantize", (z.node,), steps, row)
         return self._add(node, z.shape, r.low, r.high, r.quantization)
 
+    def enclose(self, name: str, z: Codes, lower: Requantize, upper: Requantize, limit: int) -> Codes:
+        """A staircase between two requantizations, lower ≤ upper, of accumulators within ±limit; exact where they agree."""
+        steps, above = (steps_from_function(r.function, r.rows, r.low, r.high, limit) for r in (lower, upper))
+        row = per_channel_rows(lower.rows, z.shape) if lower.row is None else as_integers(lower.row, name)
+        exact = np.array_equal(steps.thresholds, above.thresholds)
+        node = Staircase(f"{name}/requantize", (z.node,), steps, row, None if exact else above)
+        return self._add(node, z.shape, lower.low, lower.high, lower.quantization)
+
+    def weighted_sum(self, name: str, a: Codes, b: Codes, factors: IntegerArray) -> Codes:
+        """factors[c, 0] · a + factors[c, 1] · b, channel c of the first axis, or with one row for all channels."""
+        channels, size = len(factors), prod(a.shape) // len(factors)
+        pair = np.arange(2 * prod(a.shape)).reshape(2, channels, 1, size).swapaxes(0, 1)
+        stacked = self.rearrange(f"{name}/operands", (a, b), pair.reshape(2 * channels, 1, size))
+        weight, bias = as_integers(factors[:, :, None, None]), as_integers(np.zeros(channels, dtype=np.int64))
+        node = Convolution(
+            f"{name}/accumulator", (stacked.node,), weight, bias, Window((1, 1)), groups=channels, accumulator_bits=64
+        )
+        return self.reshape(f"{name}/sum", self._accumulator(node, (channels, 1, size)), a.shape)
+
     # Maps of one code, and of two.
+
+    def table(self, name: str, x: Codes, values: ArrayLike) -> Codes:
+        """Any integer a code: the images of x.low … x.high, shape (1, codes)."""
+        values = as_integers(values, name)
+        node = Table(name, (x.node,), values, x.low, per_channel_rows(1, x.shape))
+        return self._add(node, x.shape, int(values.min()), int(values.max()))
 
     def unary(
         self,
@@ -205,13 +230,7 @@ class Builder(Mover[Node]):
             steps = _steps_of_sum(tables[0], tables[1], image, low, high)
             if steps is not None:
                 parts = [
-                    self._add(
-                        Table(f"{name}/table_{side}", (x.node,), as_integers(t[None, :]), x.low, per_channel_rows(1, x.shape)),
-                        x.shape,
-                        int(t.min()),
-                        int(t.max()),
-                    )
-                    for side, x, t in zip("ab", (a, b), tables, strict=True)
+                    self.table(f"{name}/table_{side}", x, t[None, :]) for side, x, t in zip("ab", (a, b), tables, strict=True)
                 ]
                 total = self._add(Add(f"{name}/accumulator", tuple(p.node for p in parts)), a.shape, 0, 0)
                 node = Staircase(f"{name}/requantize", (total.node,), steps, per_channel_rows(1, a.shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Generic, TypeVar, cast
@@ -102,6 +102,14 @@ class Mover(Generic[AnyNode]):
     def transpose(self, name: str, x: Codes, axes: Sequence[int]) -> Codes:
         """Axes permuted, numpy's rule; without the batch axis."""
         return self.rearrange(name, (x,), np.arange(prod(x.shape)).reshape(x.shape).transpose(axes))
+
+    def on_last_axis(self, name: str, x: Codes, function: Callable[[Codes], Codes]) -> Codes:
+        """Apply a map of images (channels, height, width) to x with its last axis as the channels."""
+        rest, features = x.shape[:-1], x.shape[-1]
+        image = self.reshape(f"{name}/columns", x, (prod(rest), features, 1))
+        result = function(self.transpose(f"{name}/image", image, (1, 0, 2)))
+        back = self.transpose(f"{name}/rows", result, (1, 0, 2))
+        return self.reshape(f"{name}/output", back, (*rest, result.shape[0]))
 
     def broadcast(self, name: str, x: Codes, shape: Shape) -> Codes:
         """Repeated to ``shape`` by numpy's rule."""

@@ -267,3 +267,9 @@ def freeze_input_shape(model: Any, graph: Graph) -> None:
     del dims[:]
     for size in (1, *graph.input_shape):
         dims.add().dim_value = size
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether the graph reads integer codes or has a quantized operator."""
+    marks = ("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "MatMulInteger", "ConvInteger")
+    return graph.input_dtype != np.float32 or any(node.op.startswith(marks) for node in graph.nodes)

@@ -15,7 +15,7 @@ import numpy as np
 from qertify.errors import InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers.lowering import Builder, Codes
 from qertify.importers.onnx_context import Decision, Lowering, Real, Value, require_default
-from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, read_graph, read_model
+from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, is_quantized, read_graph, read_model
 from qertify.importers.onnx_operators import OPERATORS
 from qertify.network.network import Network
 from qertify.network.tensor import QuantizationParameters
@@ -77,10 +77,7 @@ def _stored_graph_decides(graph: Graph) -> bool:
 
 
 def _require_quantized(graph: Graph) -> None:
-    integers = graph.input_dtype != np.float32
-    if not integers and not any(
-        node.op.startswith(("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear")) for node in graph.nodes
-    ):
+    if not is_quantized(graph):
         raise UnsupportedModelError(
             graph.nodes[0].name if graph.nodes else "graph",
             "graph",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError
 from qertify.network.network import Network
+from qertify.network.real import RealNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,14 @@ class ImportOptions:
         weights: how its float weights become codes, "verifier" or "tensorflow".
         input_shape: full shape of its input, batch axis first, where the file leaves it open.
         trust_code: whether code in the file may run.
+        scheme: which published arithmetic a fixed-point network has, "qvip", "qebverif" or "qebverif-acasxu".
         runtime: whose arithmetic a file gets that several runtimes, or kernels of one, run differently.
     """
 
     bits: int | None = None
     input_bits: int | None = None
     weights: str | None = None
+    scheme: str | None = None
     input_shape: tuple[int, ...] | None = None
     trust_code: bool | None = None
     runtime: str | None = None
@@ -60,7 +64,7 @@ FORMATS: dict[str, Format] = {
     ".h5": Format(
         "fixed-point Keras weights",
         "qertify.importers.keras_fixed_point:load_keras_fixed_point",
-        ("bits", "input_bits", "weights"),
+        ("bits", "input_bits", "weights", "scheme"),
         ("bits",),
     ),
     ".qnet": Format("qertify's own format", "qertify.network.storage:load"),
@@ -73,19 +77,30 @@ FORMATS: dict[str, Format] = {
 }
 """Suffix of the file's name, lower case → format. No suffix may end with another one."""
 
+FLOAT_FORMATS: dict[str, Format] = {
+    ".h5": Format("float Keras weights", "qertify.importers.float_keras:load_float_keras"),
+    ".onnx": Format("float ONNX", "qertify.importers.float_onnx:load_float_onnx", ("input_shape",), extra="onnx"),
+    ".pt2": Format("torch.export", "qertify.importers.float_torch:load_float_pt2"),
+}
+"""The same for float networks."""
 
-def format_of(path: str | os.PathLike[str]) -> Format:
+
+def format_of(path: str | os.PathLike[str], formats: Mapping[str, Format] = FORMATS) -> Format:
     """The format of a file, by its name alone.
 
     Raises:
         ModelFileError: a suffix that is not in the table.
     """
     name = Path(path).name.lower()
-    found = next((FORMATS[suffix] for suffix in FORMATS if name.endswith(suffix)), None)
+    found = next((formats[suffix] for suffix in formats if name.endswith(suffix)), None)
     if found is None:
-        readable = ", ".join(suffix for suffix, entry in FORMATS.items() if entry.importer)
-        raise ModelFileError(f"{path}: unknown model format; readable suffixes are {readable}")
+        kind = "model" if formats is FORMATS else "float model"
+        raise ModelFileError(f"{path}: unknown {kind} format; readable suffixes are {_readable(formats)}")
     return found
+
+
+def _readable(formats: Mapping[str, Format]) -> str:
+    return ", ".join(suffix for suffix, entry in formats.items() if entry.importer)
 
 
 def load_model(path: str | os.PathLike[str], options: ImportOptions | None = None) -> Network:
@@ -101,9 +116,26 @@ def load_model(path: str | os.PathLike[str], options: ImportOptions | None = Non
         UnsupportedModelError: a valid file with something qertify can't represent.
         MissingExtraError: the format needs an optional dependency.
     """
-    found, given = format_of(path), (options or ImportOptions()).given()
+    return _load(path, options, FORMATS)
+
+
+def load_float_model(path: str | os.PathLike[str], options: ImportOptions | None = None) -> RealNetwork:
+    """Read a float network of any known format, as exact real arithmetic.
+
+    Args:
+        path: the file; its suffix decides the format.
+        options: as `load_model`.
+
+    Raises:
+        As `load_model`; a quantized model is an UnsupportedModelError.
+    """
+    return _load(path, options, FLOAT_FORMATS)
+
+
+def _load(path: str | os.PathLike[str], options: ImportOptions | None, formats: Mapping[str, Format]) -> Any:
+    found, given = format_of(path, formats), (options or ImportOptions()).given()
     if found.importer is None:
-        readable = ", ".join(suffix for suffix, entry in FORMATS.items() if entry.importer)
+        readable = _readable(formats)
         raise ModelFileError(f"{path}: {found.name} files can't be read by this version; readable suffixes are {readable}")
     for name in given:
         if name not in found.options:
@@ -113,7 +145,7 @@ def load_model(path: str | os.PathLike[str], options: ImportOptions | None = Non
             raise InvalidInputError(f"{path}: {found.name} need {_flag(name)}")
     module, function = found.importer.split(":")
     try:
-        importer: Callable[..., Network] = getattr(import_module(module), function)
+        importer: Callable[..., Any] = getattr(import_module(module), function)
     except ModuleNotFoundError as error:
         if found.extra is None:
             raise

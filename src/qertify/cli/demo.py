@@ -44,7 +44,7 @@ def demo(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInputError(f"--out {out}: {error.strerror}") from error
-    network, images, labels = _data()
+    network, images, labels = demo_network()
     print(INTRODUCTION.format(count=count), flush=True)
     start = time.monotonic()
     results = _run(network, images[:count], labels[:count].tolist(), options)
@@ -55,7 +55,7 @@ def demo(
     return 0
 
 
-def _data() -> tuple[Network, IntegerArray, IntegerArray]:
+def demo_network() -> tuple[Network, IntegerArray, IntegerArray]:
     """(network, images (count, 64), labels) that come with the package."""
     import numpy as np
 

@@ -190,7 +190,7 @@ def test_a_wrong_encoding_never_makes_a_counterexample(processes: SolverProcesse
             expected = engine.decide_case(case, "cp-sat", None)
             for solver in ("highs", "cp-sat"):
                 with monkeypatch.context() as patch:
-                    patch.setattr("qertify.ilp.engine.evaluate", lambda _, codes, true=network: evaluate(true, codes))
+                    patch.setattr("qertify.specification.judge.evaluate", lambda _, codes, true=network: evaluate(true, codes))
                     answer = engine.decide_case(case, solver, None)
                 if answer.counterexample is not None:
                     assert property_.violated(evaluate(network, answer.counterexample[None]))[0]

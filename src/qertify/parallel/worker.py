@@ -54,7 +54,8 @@ class Desk:
     def __init__(self, greeting: Message) -> None:
         shape = greeting["import"].get("input_shape")
         imports = greeting["import"] | {"input_shape": None if shape is None else tuple(shape)}
-        self.network = load_model(greeting["model"], ImportOptions(**imports))
+        self.model = str(greeting["model"])
+        self.network = load_model(self.model, ImportOptions(**imports))
         self.options = Options(**greeting["options"] | {"method": Method(greeting["options"]["method"])})
 
     def answer(self, piece: Message, stopped: Callable[[], bool]) -> Message:

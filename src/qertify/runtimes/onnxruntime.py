@@ -35,7 +35,7 @@ def version() -> str:
     return str(_onnxruntime().__version__)
 
 
-def _session(model: bytes | str, optimized: str | None = None) -> Any:
+def open_session(model: bytes | str, optimized: str | None = None) -> Any:
     """A session on the CPU at the default optimisation level; writes the graph it runs to ``optimized``.
 
     Raises:
@@ -65,7 +65,7 @@ def optimized_model(model: bytes) -> bytes:
     """
     with tempfile.TemporaryDirectory(prefix="qertify-") as folder:
         target = Path(folder) / "optimized.onnx"
-        _session(model, str(target))
+        open_session(model, str(target))
         return target.read_bytes()
 
 
@@ -88,7 +88,7 @@ def _table(
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
     codes = np.arange(low, low + 256).astype(dtype)
-    result = _session(model.SerializeToString()).run(None, {"x": codes})[0].astype(np.int64)
+    result = open_session(model.SerializeToString()).run(None, {"x": codes})[0].astype(np.int64)
     result.setflags(write=False)
     return result
 
@@ -118,7 +118,7 @@ def _float_operator(op: str, axes: int, attributes: Mapping[str, Any]) -> Any:
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * axes) for name in "xy"]
     graph = helper.make_graph([node], "probe", tensors[:1], tensors[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return _session(model.SerializeToString())
+    return open_session(model.SerializeToString())
 
 
 def unary_floats(op: str, values: Float32Array, attributes: Mapping[str, Any]) -> Float32Array | None:
@@ -243,7 +243,7 @@ class OnnxRuntime:
             ModelFileError: onnxruntime refuses the file, or it is not the one the network came from.
         """
         inputs = self._checked(real)
-        session = _session(str(path))
+        session = open_session(str(path))
         if [item.name for item in session.get_inputs()] != [self.network.metadata["input_name"]]:
             raise ModelFileError(f"{path}: its input is not '{self.network.metadata['input_name']}'")
         name = session.get_inputs()[0].name

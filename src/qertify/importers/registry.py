@@ -24,17 +24,17 @@ class ImportOptions:
         weights: how its float weights become codes, "verifier" or "tensorflow".
         input_shape: full shape of its input, batch axis first, where the file leaves it open.
         trust_code: whether code in the file may run.
-        scheme: which published arithmetic a fixed-point network has, "qvip", "qebverif" or "qebverif-acasxu".
         runtime: whose arithmetic a file gets that several runtimes, or kernels of one, run differently.
+        scheme: which published arithmetic a fixed-point network has, "qvip", "qebverif" or "qebverif-acasxu".
     """
 
     bits: int | None = None
     input_bits: int | None = None
     weights: str | None = None
-    scheme: str | None = None
     input_shape: tuple[int, ...] | None = None
     trust_code: bool | None = None
     runtime: str | None = None
+    scheme: str | None = None
 
     def given(self) -> dict[str, object]:
         """The options that were given, by name."""

@@ -49,6 +49,7 @@ class Builder:
         self._steps: list[Steps] = []
         self._divisors: list[FloatArray] = []
         self._slacks: list[FloatArray] = []
+        self._coupled: tuple[IntegerArray, FloatArray] | None = None
 
     @property
     def units(self) -> int:
@@ -98,6 +99,10 @@ class Builder:
         form = widen(form, self.rows)
         form[rows, chosen] = 1.0
         return form
+
+    def couple(self, pairs: IntegerArray, corners: FloatArray) -> None:
+        """Confine pairs of inputs, (m, 2) positions among all inputs, to the hulls of their corners, (m, 8, 2)."""
+        self._coupled = pairs, corners
 
     def add_rectifiers(
         self,
@@ -311,4 +316,6 @@ class Builder:
             equation_size=convert(equation_size),
             divisor=convert(divisor) if divisor.any() else None,
             slack=convert(slack) if slack.any() else None,
+            coupled=None if self._coupled is None else convert(self._coupled[0]),
+            coupled_corners=None if self._coupled is None else convert(self._coupled[1]),
         )

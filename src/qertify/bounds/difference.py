@@ -15,44 +15,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from qertify.bounds.builder import Builder, widen
 from qertify.bounds.compile import integer_form
 from qertify.bounds.dual import Domains, prove
 from qertify.bounds.fixed_point import EXACT_FORM, RealForm, real_form, rectified
+from qertify.bounds.input_relation import InputRelation, input_form
 from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program
 from qertify.network.network import Network
 from qertify.network.nodes import Input, Staircase
 from qertify.network.ranges import RULES, Range
 from qertify.network.real import RealInput, RealNetwork
-from qertify.network.tensor import FloatArray, IntegerArray
+from qertify.network.tensor import BoolArray, FloatArray, IntegerArray
 from qertify.specification.region import IntegerBox
 
-INPUT_BITS = 12
-"""Fractional bits of the left network's input, in steps of the right one's codes."""
 SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
 BATCH = 128
 
 Bounds = tuple[FloatArray, FloatArray]
 """Least and greatest values, element by element."""
-BoolArray = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class InputRelation:
-    """The left network's input x for the right network's codes q: x = factor·q + shift + e, error_low ≤ e ≤ error_high.
-
-    Attributes:
-        factor, shift, error_low, error_high: float64, of the input's shape; all zero errors mean that q determines x.
-    """
-
-    factor: FloatArray
-    shift: FloatArray
-    error_low: FloatArray
-    error_high: FloatArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -224,7 +207,8 @@ def compile_difference(
     input_bits, error_index = 0, np.zeros(0, dtype=np.int64)
     if isinstance(left, RealNetwork):
         assert relation is not None
-        value, input_bits, error_index = _input_form(builder, relation, form, box, middle)
+        value, error_index = input_form(builder, relation, form, box)
+        input_bits = value.bits
         other = _Real(left, value)
     else:
         other = _Quantized(left, form, box.low, box.high)
@@ -237,26 +221,6 @@ def compile_difference(
     low, high = merged.range(builder)
     builder.add_rows(range(len(rows)), merged.form, low.astype(np.int64), high.astype(np.int64), merged.slack)
     return Joint(builder.finish(), middle, input_bits, bits, error_index)
-
-
-def _input_form(
-    builder: Builder, relation: InputRelation, form: FloatArray, box: IntegerBox, middle: IntegerArray
-) -> tuple[RealForm, int, IntegerArray]:
-    """x = factor·q + shift + e as a form; returns it, its fractional bits, and the elements whose error varies."""
-    shape = box.low.shape
-    bits = INPUT_BITS - int(np.frexp(np.abs(relation.factor).max())[1])
-    scaled = relation.factor * 2.0**bits
-    rounded = np.round(scaled)
-    half = np.maximum(box.high - middle, middle - box.low)
-    constant = (scaled - rounded) * middle + relation.shift * 2.0**bits
-    lost = np.abs(scaled - rounded) * half + np.abs(constant - np.round(constant)) + np.abs(constant) * 2.0**-40
-    low, high = np.floor(relation.error_low * 2.0**bits), np.ceil(relation.error_high * 2.0**bits)
-    low, high = low.astype(np.int64).reshape(-1), high.astype(np.int64).reshape(-1)
-    result = form * rounded
-    result[0] += np.round(constant)
-    result = builder.add_errors(result.reshape(len(result), -1), low, high).reshape(-1, *shape)
-    slack = np.where(lost > 0, np.ceil(lost * (1 + 1e-9)), 0)
-    return RealForm(result, slack, bits), bits, np.flatnonzero(low < high)
 
 
 def scaled_difference(left: RealForm, right: FloatArray, scale: FloatArray) -> tuple[RealForm, FloatArray]:

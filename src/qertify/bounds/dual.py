@@ -8,12 +8,13 @@ For a linear objective c on accumulators and ANY multipliers λ,
 is a lower bound of c·z over the domain: every accumulator equation is relaxed with its multiplier, the rest separates.
 λ may come from anywhere; here it is rounded to multiples of 2^−s and g is computed in float64 on integers, where every
 partial sum is proved to stay below 2⁵³, so that no operation rounds; where that leaves too few bits for λ, the same is
-done in int64. (The dual of staircase-constrained networks follows
-Dvijotham et al., UAI 2018; its integer evaluation is what makes it a proof.)
+done in int64. (The dual of staircase-constrained networks follows Dvijotham et al., UAI 2018; its integer evaluation is
+what makes it a proof.)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,8 +29,6 @@ WIDE_EXACT = float(1 << 61)
 MAX_SCALE_BITS = 40
 ENOUGH_BITS = 16
 """With fewer bits of λ than this, float64 is not used."""
-PART = 1 << 22
-"""Multipliers are split at this power of two, so that float64 matrix products of the parts do not round."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,12 +143,22 @@ def _narrow(program: Program, domains: Domains, z: Tensor, y: Tensor, multiplier
 
 
 def _wide_products(program: Program, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`Program.products` of int64 in int64, and whether each row of them is exact."""
-    high = total >> 22
-    low = total - (high << 22)
-    exact = torch.maximum(high.abs().amax(-1), torch.tensor(PART)).double() * program.reach() < EXACT
-    upper, lower = (program.products(torch.where(exact[:, None], part.double(), 0.0)) for part in (high, low))
-    return (upper[0].long() << 22) + lower[0].long(), (upper[1].long() << 22) + lower[1].long(), exact
+    """`Program.products` of int64 in int64, and whether each row of them is exact.
+
+    The integers are split into parts so short that float64 products of the parts do not round.
+    """
+    reach = max(program.reach(), 1.0)
+    width, shift = int(math.log2(EXACT / reach)), 0
+    if width < 2:
+        return (*program.products(total.double() * 0), torch.zeros(len(total), dtype=torch.bool, device=total.device))
+    half = 1 << (width - 1)
+    inputs, slope = (product.long() for product in program.products(total.double() * 0))
+    while bool(total.any()):
+        part = ((total + half) & (2 * half - 1)) - half
+        products = program.products(part.double())
+        inputs, slope = inputs + (products[0].long() << shift), slope + (products[1].long() << shift)
+        total, shift = (total - part) >> width, shift + width
+    return inputs, slope, torch.ones(len(inputs), dtype=torch.bool, device=inputs.device)
 
 
 def _wide_value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers: Tensor, bits: Tensor) -> Tensor:

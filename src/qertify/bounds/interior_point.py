@@ -21,6 +21,7 @@ from qertify.bounds.dual import EXACT, Domains, corners, magnitude, value
 from qertify.bounds.program import Program
 
 ITERATIONS = 12
+ACCURACY = 0.1
 OUTER_LIMIT = 1 << 25
 """Largest number of entries of the table of outer products (256 MiB of float64)."""
 NORMAL_LIMIT = 1 << 24
@@ -283,16 +284,17 @@ class InteriorPoint:
         self._program = program
         self._inputs, self._values = _Inputs(program), _Gram(program.unit_matrix)
 
-    def relax(self, domains: Domains, iterations: int = ITERATIONS) -> Relaxation:
+    def relax(self, domains: Domains, iterations: int = ITERATIONS, accuracy: float = ACCURACY) -> Relaxation:
         """Search for the best multipliers of a batch of domains, as many at a time as the memory allows.
 
         A domain leaves the batch as soon as its bound passes the limit, or can't be expected to any more.
 
         Args:
             iterations: most interior-point steps.
+            accuracy: a search ends once its gap is this part of what the bound lacks to the limit.
         """
         size = max(1, NORMAL_LIMIT // max(1, len(self._program.units)) ** 2)
-        parts = [self._relax(domains.pick(rows), iterations) for rows in torch.arange(len(domains)).split(size)]
+        parts = [self._relax(domains.pick(rows), iterations, accuracy) for rows in torch.arange(len(domains)).split(size)]
         if len(parts) == 1:
             return parts[0]
         names = ("multipliers", "bound", "inputs", "z", "y")
@@ -303,7 +305,7 @@ class InteriorPoint:
         rows, inputs = self._program.input_matrix.shape
         return iterations if inputs and rows <= UNIT_LIMIT else 0
 
-    def _relax(self, domains: Domains, iterations: int) -> Relaxation:
+    def _relax(self, domains: Domains, iterations: int, accuracy: float) -> Relaxation:
         program = self._program
         iterate = _Iterate(program, domains, self._inputs, self._values)
         batch = len(domains)
@@ -328,7 +330,7 @@ class InteriorPoint:
             result.z[where], result.y[where] = mean_z[finite], mean_y[finite]
             lack = iterate.domains.limit - result.bound[alive]
             gap = iterate.gap()
-            active = finite & (lack > -1) & (gap > 1e-3) & (gap > 0.1 * lack)
+            active = finite & (lack > -1) & (gap > 1e-3) & (gap > accuracy * lack)
             if not bool(active.any()):
                 break
             if not bool(active.all()):

@@ -69,7 +69,7 @@ def _correlation(left: FloatArray, right: FloatArray) -> float:
 
 
 def _slope(left: FloatArray, right: FloatArray) -> float:
-    """The factor of the least-squares line left ≈ factor · right + constant, from codes that are not clamped if there are any."""
+    """The factor of the least-squares line left ≈ factor · right + constant, without clamped codes if there are others."""
     inside = (right > right.min()) & (right < right.max())
     if np.count_nonzero(inside) > 1 and np.ptp(right[inside]) > 0:
         left, right = left[inside], right[inside]

@@ -101,6 +101,22 @@ class Program:
             moved |= {"operators": self.operators.to(device), "levels": self.levels.to(device)}
         return replace(self, **moved)
 
+    def head(self, first: int) -> Program:
+        """A large program up to the block of units that starts at ``first``, whose units lose their values."""
+        assert self.operators is not None and self.levels is not None
+        operators = self.operators.head(first)
+        names = (
+            "constant", "low", "high", "first_value", "spacing", "unevenness", "has_value", "equation_size", "last_value",
+        )  # fmt: skip
+        parts: dict[str, Any] = {name: getattr(self, name)[: operators.units].clone() for name in names}
+        for name in ("has_value", "first_value", "last_value"):
+            parts[name][first:] = 0
+        blocks = tuple(block for block in self.blocks if block[0] <= first)
+        levels = self.levels.head(operators.units, first)
+        return replace(
+            self, units=self.units[: operators.units], blocks=blocks, operators=operators, levels=levels, **parts
+        )
+
     def products(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """total·input_matrix, (batch, n), and total·unit_matrix, (batch, N), for weights of the accumulators (batch, N)."""
         if self.operators is None:

@@ -11,6 +11,7 @@ from qertify.errors import InvalidNetworkError
 
 IntegerArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
 
 
 def as_integers(values: ArrayLike, node: str | None = None) -> IntegerArray:

@@ -28,6 +28,7 @@ from qertify.cli.common import (
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SchemeOption,
     SolverOption,
     TrustCodeOption,
     VerboseOption,
@@ -124,6 +125,7 @@ def campaign_command(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    scheme: SchemeOption = None,
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
@@ -155,7 +157,7 @@ def campaign_command(
     from qertify.parallel.worker import greeting
     from qertify.runtimes.saturation import host_cpu_class
 
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code)
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
     network = load_model(model, flags)
     rows = read_rows(inputs, network)
     truth = None if labels is None else _labels(inputs, labels, rows)

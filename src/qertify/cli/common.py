@@ -39,6 +39,12 @@ WeightsOption = Annotated[
     Weights | None,
     typer.Option("--weights", help="How an .h5 model's weights become codes (verifier if not given).", show_default=False),
 ]
+SchemeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheme", help="Arithmetic of an .h5 model: qvip (if not given), qebverif or qebverif-acasxu.", show_default=False
+    ),
+]
 InputShapeOption = Annotated[
     str | None,
     typer.Option("--input-shape", metavar="N,…", help="Input shape of a model that leaves it open.", show_default=False),
@@ -66,6 +72,7 @@ def import_options(
     input_shape: str | None,
     runtime: str | None,
     trust_code: bool,
+    scheme: str | None = None,
 ) -> ImportOptions:
     """The model flags as one value.
 
@@ -84,6 +91,7 @@ def import_options(
         shape,
         runtime=runtime,
         trust_code=trust_code or None,
+        scheme=scheme,
     )
 
 

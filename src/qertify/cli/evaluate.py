@@ -16,6 +16,7 @@ from qertify.cli.common import (
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SchemeOption,
     TrustCodeOption,
     VerboseOption,
     WeightsOption,
@@ -41,6 +42,7 @@ def evaluate_command(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    scheme: SchemeOption = None,
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
@@ -56,7 +58,7 @@ def evaluate_command(
 
     channel: Channel = context.obj
     check_writable(out, ".npy", "--out")
-    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code))
+    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme))
     rows = read_rows(inputs, network)
     truth = None if labels is None else read_labels(labels, rows.index)
     parts = [evaluate(network, rows.codes[start : start + CHUNK]) for start in range(0, len(rows.codes), CHUNK)]

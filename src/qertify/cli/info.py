@@ -16,6 +16,7 @@ from qertify.cli.common import (
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SchemeOption,
     TrustCodeOption,
     VerboseOption,
     WeightsOption,
@@ -30,6 +31,7 @@ def info(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    scheme: SchemeOption = None,
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
@@ -40,7 +42,9 @@ def info(
     from qertify.importers.registry import load_model
 
     channel: Channel = context.obj
-    description = describe(load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code)))
+    description = describe(
+        load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme))
+    )
     return channel.finish(json.dumps(description) + "\n" if as_json else _table(description), 0)
 
 

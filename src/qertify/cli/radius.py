@@ -17,6 +17,7 @@ from qertify.cli.common import (
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SchemeOption,
     SolverOption,
     TrustCodeOption,
     VerboseOption,
@@ -47,6 +48,7 @@ def radius_command(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    scheme: SchemeOption = None,
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
@@ -74,7 +76,7 @@ def radius_command(
     from qertify.cli.question import LabelFlags, RegionFlags, ask
     from qertify.queries.radius import RadiusResult, maximum_radius
 
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code)
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
     nothing = RegionFlags("0", Unit.LEVELS, None, None, None)
     point = ask(model, flags, input_, nothing, LabelFlags(label, labels, target, ties), echo=False).query
     options = within(options, channel.limit(options.timeout, options.memory))

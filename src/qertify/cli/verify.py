@@ -19,6 +19,7 @@ from qertify.cli.common import (
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SchemeOption,
     SolverOption,
     TrustCodeOption,
     VerboseOption,
@@ -64,6 +65,7 @@ def verify_command(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    scheme: SchemeOption = None,
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
@@ -103,7 +105,7 @@ def verify_command(
 
     question = ask(
         model,
-        import_options(bits, input_bits, weights, input_shape, runtime, trust_code),
+        import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme),
         input_,
         RegionFlags(radius, radius_unit, lower, upper, input_range),
         LabelFlags(label, labels, target, ties),

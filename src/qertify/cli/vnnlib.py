@@ -18,6 +18,7 @@ from qertify.cli.common import (
     JsonOption,
     ModelArgument,
     RuntimeOption,
+    SchemeOption,
     SolverOption,
     TrustCodeOption,
     VerboseOption,
@@ -50,6 +51,7 @@ def vnnlib_command(
     bits: BitsOption = None,
     input_bits: InputBitsOption = None,
     weights: WeightsOption = None,
+    scheme: SchemeOption = None,
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
@@ -83,7 +85,7 @@ def vnnlib_command(
     from qertify.specification.vnnlib import read_vnnlib
 
     specification = read_vnnlib(property_)
-    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code))
+    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme))
     parts = len(specification.parts)
     stopped = SpecificationResult(
         network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, method.value, Reason.TIMEOUT

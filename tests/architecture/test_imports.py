@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,11 @@ def inside(name: str, parts: list[str]) -> bool:
     return any(name == part or name.startswith(part + "/") for part in parts)
 
 
+CHECKER = ("format", "exact", "backward", "system", "bounds", "violation", "check")
+"""Modules of certificates/ that the checker consists of: all but the one that writes certificates from decisions."""
+CHECKER_USES = {"qertify.certificates", "qertify.network", "qertify.errors", "numpy"}
+
+
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -79,6 +85,16 @@ def test_import_contracts(path: Path) -> None:
     for package, allowed in ONLY_IN.items():
         if any(item.split(".")[0] == package for item in used):
             assert inside(place(path), allowed), f"{place(path)} imports {package}"
+
+
+def test_the_checker_shares_nothing_with_the_engines() -> None:
+    folder = SOURCE / "certificates"
+    assert {path.stem for path in folder.glob("*.py")} == {*CHECKER, "__init__", "write"}
+    for name in CHECKER:
+        for item in imports(folder / f"{name}.py"):
+            own = any(item == part or item.startswith(f"{part}.") for part in CHECKER_USES)
+            assert own or item.split(".")[0] in sys.stdlib_module_names, f"{name} imports {item}"
+            assert not item.startswith("qertify.certificates.write"), name
 
 
 def test_nothing_but_the_supervisor_forks_or_pickles() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qertify.bounds import operate
+from qertify.certificates import backward
 from qertify.ilp import encode
 from qertify.ilp.solvers import SOLVERS
 from qertify.importers.registry import FORMATS
@@ -15,7 +16,9 @@ from qertify.search.portfolio import _STAGES
 
 
 @pytest.mark.parametrize(
-    "table", [evaluate.RULES, ranges.RULES, encode.RULES, operate.RULES], ids=["evaluate", "ranges", "encode", "operate"]
+    "table",
+    [evaluate.RULES, ranges.RULES, encode.RULES, operate.RULES, backward.RULES],
+    ids=["evaluate", "ranges", "encode", "operate", "certificates"],
 )
 def test_rules_cover_every_kind(table: dict[type, object]) -> None:
     assert set(table) | {Input} == set(NODE_KINDS)

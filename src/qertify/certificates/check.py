@@ -20,7 +20,7 @@ import numpy as np
 from qertify.certificates.bounds import Propagation, lower_bounds
 from qertify.certificates.exact import Integers, narrow
 from qertify.certificates.format import BOUND, INTERVAL, SPLIT, TRUSTED, Certificate, Claim, Proof, Tree
-from qertify.certificates.system import System, build
+from qertify.certificates.system import System, build, require_covered
 from qertify.certificates.violation import Atom, atoms, members, outputs_of, violated
 from qertify.errors import CertificateError
 from qertify.network.evaluate import evaluate
@@ -79,6 +79,7 @@ def check(certificate: Certificate, network: Network) -> Report:
             f"the certificate is of network {certificate.digest[:12]}… ({certificate.runtime_profile}), "
             f"the model is network {network.digest[:12]}… ({network.runtime_profile})"
         )
+    require_covered(network)
     trusted = [
         f"node '{proof.node}': the accumulator may need {proof.bits_needed} bits, it has {proof.bits}"
         for proof in accumulator_proofs(network)

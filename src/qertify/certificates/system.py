@@ -19,21 +19,15 @@ from math import prod
 
 import numpy as np
 
-from qertify.certificates.backward import AffineForm, Coefficients, Forms, MaximumForm, StepsForm, pull
+from qertify.certificates.backward import RULES, AffineForm, Coefficients, Forms, MaximumForm, StepsForm, pull
 from qertify.certificates.exact import WIDE, Integers, Matrix, add, narrow, times
 from qertify.errors import UnsupportedModelError
 from qertify.network.linear import windows
 from qertify.network.network import Network
 from qertify.network.nodes import (
-    Add,
-    Convolution,
-    Dense,
-    Input,
     Max,
     Node,
-    PoolSum,
     Product,
-    Rearrange,
     Staircase,
     Table,
 )
@@ -89,6 +83,22 @@ class System:
     high: IntegerArray
 
 
+def require_covered(network: Network) -> None:
+    """Refuse what certificates can't speak of.
+
+    Raises:
+        UnsupportedModelError: naming the node.
+    """
+    for node in network.nodes:
+        if type(node) not in RULES:
+            raise UnsupportedModelError(node.name, type(node).__name__, None, "certificates don't cover such nodes yet")
+        if isinstance(node, Staircase) and node.upper is not None:
+            raise UnsupportedModelError(node.name, "Staircase", "upper", "certificates don't cover enclosures yet")
+    if not network.output_quantization.per_tensor:
+        output, reason = network.output, "certificates don't cover classes with different output scales yet"
+        raise UnsupportedModelError(output.name, type(output).__name__, "scale", reason)
+
+
 def build(network: Network, low: IntegerArray, high: IntegerArray, view: str, outputs: IntegerArray) -> System:
     """Derive the equations.
 
@@ -98,7 +108,7 @@ def build(network: Network, low: IntegerArray, high: IntegerArray, view: str, ou
         outputs: flat index of each output's accumulator there.
 
     Raises:
-        UnsupportedModelError: a node kind that certificates don't cover, or a network that is too large.
+        UnsupportedModelError: a network that is too large, or with numbers that are.
     """
     return _Builder(network, low, high).build(view, outputs)
 
@@ -127,10 +137,8 @@ class _Builder:
                     self._table(node)
                 case Product():
                     self._product(node)
-                case Input() | Dense() | Convolution() | PoolSum() | Add() | Rearrange():
+                case _:
                     pass
-                case _:  # a kind of a later version
-                    raise UnsupportedModelError(node.name, type(node).__name__, None, "certificates don't cover such nodes yet")
         hidden = len(self.units)
         ends = [bound.reshape(-1)[outputs] for bound in self.known[view]]
         nothing = np.zeros(0, dtype=np.int64)
@@ -176,8 +184,6 @@ class _Builder:
         return np.arange(first, len(self.units))
 
     def _staircase(self, node: Staircase) -> None:
-        if getattr(node, "upper", None) is not None:
-            raise UnsupportedModelError(node.name, "Staircase", "upper", "certificates don't cover enclosures yet")
         low, high = self._range(node.inputs[0])
         row = np.broadcast_to(node.row, self.network.shapes[node.name]).reshape(-1)
         least, greatest = self._range(node.name)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qertify.certificates.format import CaseClaim, Claim
-from qertify.errors import UnsupportedModelError
 from qertify.network.network import Network
 from qertify.network.nodes import Rearrange, Staircase
 from qertify.network.staircase import Steps
@@ -25,21 +24,12 @@ class Outputs:
 
 
 def outputs_of(network: Network) -> Outputs:
-    """Look through reordering and the last staircase.
-
-    Raises:
-        UnsupportedModelError: outputs that can't be compared as integers.
-    """
+    """Look through reordering and the last staircase."""
     node, element = network.output, np.arange(network.output_size, dtype=np.int64)
-    if not network.output_quantization.per_tensor:
-        reason = "certificates don't cover classes with different output scales yet"
-        raise UnsupportedModelError(node.name, type(node).__name__, "scale", reason)
     while isinstance(node, Rearrange) and len(node.inputs) == 1 and np.all(node.indices >= 0):
         node, element = network.by_name[node.inputs[0]], node.indices.reshape(-1)[element]
     if not isinstance(node, Staircase):
         return Outputs(node.name, element, None, np.zeros_like(element))
-    if getattr(node, "upper", None) is not None:
-        raise UnsupportedModelError(node.name, "Staircase", "upper", "certificates don't cover enclosures yet")
     row = np.broadcast_to(node.row, network.shapes[node.name]).reshape(-1)[element]
     return Outputs(node.inputs[0], element, node.steps, row)
 

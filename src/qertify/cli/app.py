@@ -8,6 +8,7 @@ import typer
 
 from qertify._version import __version__
 from qertify.cli.campaign import CampaignCommand, campaign_command
+from qertify.cli.check import check_command
 from qertify.cli.compare import compare_command
 from qertify.cli.demo import demo
 from qertify.cli.evaluate import evaluate_command
@@ -30,6 +31,7 @@ app.command("vnnlib")(vnnlib_command)
 app.command("eval")(evaluate_command)
 app.command("info")(info)
 app.command("campaign", cls=CampaignCommand)(campaign_command)
+app.command("check")(check_command)
 app.command("compare")(compare_command)
 app.command("export")(export_command)
 app.command("report")(report_command)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qertify.cli.certificate import CertificateOption, Notary
 from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
@@ -65,12 +66,14 @@ def radius_command(
     accept_solver_claims: Annotated[
         bool, typer.Option("--accept-solver-claims", help="Take a floating-point solver's claim for a proof.")
     ] = False,
+    certificate: CertificateOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
     """Find the largest radius (input levels) at which X keeps its class. Exit status: 0 exact, 1 misclassified, 3 interval."""
     channel: Channel = context.obj
     options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
+    notary = Notary(certificate)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.question import LabelFlags, RegionFlags, ask
@@ -79,7 +82,8 @@ def radius_command(
     flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
     nothing = RegionFlags("0", Unit.LEVELS, None, None, None)
     point = ask(model, flags, input_, nothing, LabelFlags(label, labels, target, ties), echo=False).query
-    options = within(options, channel.limit(options.timeout, options.memory))
+    notary.require_covered(point.network)
+    options = within(notary.options(options), channel.limit(options.timeout, options.memory))
 
     def keep(known: RadiusResult) -> None:
         channel.draft(known.to_json(), as_json)
@@ -95,7 +99,9 @@ def radius_command(
             options=options,
             progress=show,
             improved=keep,
+            decided=notary.keep,
         )
+    notary.write_radius(point, result, flags)
     answer: dict[str, Any] = result.to_json()
     status = 0 if result.exact else 3 if result.verified_radius is not None or result.reason is not None else 1
     return channel.finish(render_radius(answer, as_json, sys.stdout.isatty()), status)

@@ -32,6 +32,8 @@ def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     lines = [f"{head}: {tail}"]
     if found:
         lines.append(f"  predicted   {found['predicted']} instead of {answer['label']} at distance {found['distance']}")
+    if evidence := answer.get("evidence"):
+        lines.append(f"  evidence    {EVIDENCE[evidence]} ({evidence})")
     lines.append(f"  effort      {answer['questions']} questions, {answer['nodes']} domains, {answer['seconds']:.2f} s")
     return "\n".join(lines) + "\n"
 
@@ -59,6 +61,50 @@ def render_specification(answer: dict[str, Any], as_json: bool, colour: bool) ->
     return "\n".join(lines) + "\n"
 
 
+CHECKS = {
+    "valid": ("VALID", "the certificate proves that {claim}"),
+    "valid_if_trusted": ("VALID IF TRUSTED", "the certificate proves that {claim}, if what it takes on trust is right"),
+    "invalid": ("INVALID", "the certificate does not prove that {claim}"),
+    "unknown": ("UNKNOWN", "the check did not end; the claim is that {claim}"),
+}
+"""Verdicts of checks as one says them."""
+
+
+def render_check(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
+    """As `render_answer`, for the answer of ``qertify check``."""
+    if as_json:
+        return json.dumps(answer, allow_nan=False) + "\n"
+    head, tail = CHECKS[answer["verdict"]]
+    kinds = {"valid": "robust", "invalid": "non_robust"}
+    if colour:
+        head = f"\x1b[1;{_COLOURS[kinds.get(answer['verdict'], 'unknown')]}m{head}\x1b[0m"
+    lines = [f"{head}: {tail.format(claim=_claim(answer['claim']))}"]
+    if answer["reason"]:
+        lines.append(f"  reason      {REASONS.get(answer['reason'], answer['reason'])}")
+    lines += [f"  on trust    {step}" for step in answer["trusted"][:8]]
+    if len(answer["trusted"]) > 8:
+        lines.append(f"              … {len(answer['trusted'])} steps in all")
+    lines.append(f"  effort      {answer['leaves']} leaves, {answer['seconds']:.2f} s")
+    return "\n".join(lines) + "\n"
+
+
+def _claim(claim: dict[str, Any]) -> str:
+    radius = claim["radius"]
+    where = "in its box of inputs" if radius is None else f"within {amount(str(radius), 'levels')} of its input"
+    against = "" if claim["target"] is None else f" against class {claim['target']}"
+    label = f"class {claim['label']}"
+    match claim["kind"]:
+        case "robust":
+            return f"{label} wins{against} at every input {where}"
+        case "non_robust":
+            return f"{label} loses{against} at an input {where}"
+        case "misclassified":
+            return f"{label} loses at its input"
+        case _:
+            beyond = "" if claim["refuted"] is None else f", and loses within {amount(str(claim['refuted']), 'levels')}"
+            return f"{label} wins{against} at every input {where}{beyond}"
+
+
 def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     """The text for stdout.
 
@@ -69,6 +115,8 @@ def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     """
     if "verified_radius" in answer:
         return render_radius(answer, as_json, colour)
+    if "claim" in answer:
+        return render_check(answer, as_json, colour)
     if "property" in answer:
         return render_specification(answer, as_json, colour)
     if as_json:

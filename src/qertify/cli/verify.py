@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qertify.cli.certificate import CertificateOption, Notary
 from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
@@ -41,6 +43,7 @@ from qertify.specification.units import Unit
 
 if TYPE_CHECKING:
     from qertify.queries.robustness import RobustnessQuery
+    from qertify.search.question import Decision
 
 EXIT_STATUS = {Verdict.ROBUST: 0, Verdict.NON_ROBUST: 1, Verdict.MISCLASSIFIED: 1, Verdict.UNKNOWN: 3}
 
@@ -85,6 +88,7 @@ def verify_command(
     save_counterexample: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Save a counterexample.", show_default=False)
     ] = None,
+    certificate: CertificateOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -92,6 +96,7 @@ def verify_command(
     channel: Channel = context.obj
     options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
     check_writable(save_counterexample, ".npy", "--save-counterexample")
+    notary = Notary(certificate)
     channel.limit(options.timeout, options.memory)
     stopped = Result(
         "", "", Verdict.UNKNOWN, -1, radius or "", (radius_unit or Unit.LEVELS).value, 0.0, method.value,
@@ -103,14 +108,16 @@ def verify_command(
     from qertify.cli.question import LabelFlags, RegionFlags, ask
     from qertify.queries.robustness import describe_region
 
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
     question = ask(
         model,
-        import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme),
+        flags,
         input_,
         RegionFlags(radius, radius_unit, lower, upper, input_range),
         LabelFlags(label, labels, target, ties),
     )
     query = question.query
+    notary.require_covered(query.network)
     stopped = replace(
         stopped,
         model_digest=query.network.digest,
@@ -122,7 +129,7 @@ def verify_command(
     )
     channel.draft(stopped.to_json(), as_json)
     try:
-        result = question.confirm(_decide(query, options, channel, verbose))
+        result = question.confirm(_decide(query, notary.options(options), channel, verbose, notary.keep_one))
     except MemoryError:
         result = replace(stopped, reason=Reason.MEMORY)
     answer = result.to_json()
@@ -130,10 +137,13 @@ def verify_command(
         answer["counterexample"]["input"] = answer["counterexample"]["levels"]
     if save_counterexample is not None:
         _save(save_counterexample, result, query.network.input_shape)
+    notary.write_answer(query, result, flags)
     return channel.finish(render_answer(answer, as_json, sys.stdout.isatty()), EXIT_STATUS[result.verdict])
 
 
-def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose: bool) -> Result:
+def _decide(
+    query: RobustnessQuery, options: Options, channel: Channel, verbose: bool, decided: Callable[[Decision], None] | None
+) -> Result:
     """Run the engines on what is left of the time."""
     from qertify.queries.robustness import verify
 
@@ -144,7 +154,7 @@ def _decide(query: RobustnessQuery, options: Options, channel: Channel, verbose:
             channel.progress(line)
             show(line)
 
-        return verify(query, within(options, left), progress)
+        return verify(query, within(options, left), progress, decided)
 
 
 def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ H5 = ("m.h5", *model_flags())
 
 
 def _model(path: Path, units: int, seed: int) -> None:
-    """Random weights, 2-units-2. With seed 4 and 6 units radius 6 is robust around (9, 4), which intervals can't show; 7 is not."""
+    """Random weights, 2-units-2. With seed 4 and 6 units radius 6 is robust around (9, 4), beyond intervals, and 7 is not."""
     generator = np.random.default_rng(seed)
     kernels = [generator.uniform(-1, 1, size=shape) for shape in ((2, units), (units, 2))]
     write_h5(path, [(kernel, np.zeros(kernel.shape[1])) for kernel in kernels])

@@ -69,7 +69,7 @@ def check_command(
     from qertify.importers.registry import load_model
 
     found = load(certificate)
-    given = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
+    given = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
     network = load_model(model, _completed(given, found, model))
     answer = describe(found) | {"verdict": "unknown", "reason": "timeout", "trusted": [], "leaves": 0, "seconds": 0.0}
     channel.draft(answer, as_json)

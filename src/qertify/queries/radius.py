@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from qertify.errors import InvalidInputError
@@ -227,7 +228,7 @@ def maximum_radius(
 
     def ask(radius: int, limited: Options) -> Result:
         query = local_robustness(network, centre, radius, label=label, target=target, ties=ties)
-        keep = None if decided is None else lambda decision: decided(radius, decision)
+        keep = None if decided is None else partial(decided, radius)
         return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep, executor, run)
 
     if max_radius is not None and max_radius < 0:

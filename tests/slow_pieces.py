@@ -7,8 +7,6 @@ import signal
 import time
 from collections.abc import Callable
 
-from qertify.network.network import Network
-from qertify.options import Options
 from qertify.parallel import worker
 from qertify.parallel.executor import Message
 
@@ -20,15 +18,15 @@ worker.KINDS["poison"] = "tests.slow_pieces:poison"
 worker.KINDS["question"] = "tests.slow_pieces:slow"
 
 
-def slow(network: Network, options: Options, piece: Message, stopped: Callable[[], bool]) -> Message:
+def slow(desk: worker.Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
     """The true answer, later."""
     from qertify.queries.pieces import answer_question
 
     time.sleep(DELAY)
-    return answer_question(network, options, piece, stopped)
+    return answer_question(desk, piece, stopped)
 
 
-def endless(network: Network, options: Options, piece: Message, stopped: Callable[[], bool]) -> Message:
+def endless(desk: worker.Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
     """Ends when it is stopped."""
     start = time.monotonic()
     while not stopped():
@@ -36,7 +34,7 @@ def endless(network: Network, options: Options, piece: Message, stopped: Callabl
     return {"seconds": time.monotonic() - start}
 
 
-def poison(network: Network, options: Options, piece: Message, stopped: Callable[[], bool]) -> Message:
+def poison(desk: worker.Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
     """Kills whoever works on it."""
     os.kill(os.getpid(), signal.SIGKILL)
     return {}

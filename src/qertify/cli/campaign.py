@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -39,8 +39,10 @@ from qertify.cli.common import (
     say,
 )
 from qertify.cli.supervisor import Channel
+from qertify.cli.workers import ClusterOption, SchedulerOption, WorkersOption, sharing
 from qertify.errors import InvalidInputError
 from qertify.options import Method
+from qertify.parallel.place import parse_place
 from qertify.runtimes.saturation import CpuClass
 from qertify.specification.property import Ties
 from qertify.specification.units import Unit, parse_rational
@@ -107,7 +109,9 @@ def campaign_command(
     target: Annotated[int | None, typer.Option(metavar="J", help="Only ask whether class J can overtake the label.")] = None,
     ties: Annotated[Ties, typer.Option(help="Who wins a tie.")] = Ties.FIRST,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the campaign in RESULTS.db, if it has begun.")] = False,
-    workers: Annotated[int, typer.Option(metavar="N", help="Processes, each with one thread.", min=1, max=1024)] = 1,
+    workers: WorkersOption = 1,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
     budget: Annotated[float | None, typer.Option(metavar="S", help="Seconds for all questions together.")] = None,
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Limit of one question, in seconds.")] = None,
     memory: Annotated[float | None, typer.Option(metavar="GB", help="Limit on the memory of all workers together.")] = None,
@@ -135,6 +139,7 @@ def campaign_command(
     """Ask one model about many inputs and radii. Exit status: 0 complete, 3 the budget ran out, 130 interrupted."""
     channel: Channel = context.obj
     options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
+    place = parse_place(workers, scheduler, cluster)
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise InvalidInputError(f"budget {budget} must be a positive number of seconds")
     spelt = _radii(radius or [])
@@ -153,8 +158,6 @@ def campaign_command(
     from qertify.cli.question import LabelFlags, Question, RegionFlags, pose
     from qertify.importers.registry import load_model
     from qertify.inputs import read_rows
-    from qertify.parallel.processes import Processes
-    from qertify.parallel.worker import greeting
     from qertify.runtimes.saturation import host_cpu_class
 
     flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
@@ -182,14 +185,12 @@ def campaign_command(
         | {"method": method.value},
         cpu_class=(cpu_class or host_cpu_class()).value if "kernels" in network.metadata else None,
     )  # fmt: skip
-    if options.memory is not None:
-        options = replace(options, memory=options.memory // workers)
     options = replace(options, cpu_class=campaign.cpu_class)  # another machine's class must not slip in when it is resumed
     with (resume_store if resume else create_store)(out, campaign, points) as store:
-        say(f"campaign: {len(points)} inputs, {_what(spelt, unit, search)}, {workers} worker(s); answers are kept in {out}")
-        with _shown(verbose) as progress:
-            with closing(Processes(workers, greeting(model, flags, options), network.digest, options.memory)) as executor:
-                run_campaign(store, poser, Plan(executor, options, budget), progress)
+        say(f"campaign: {len(points)} inputs, {_what(spelt, unit, search)}; answers are kept in {out}")
+        with sharing(place, model, flags, options, network, always=True) as executor, _shown(verbose) as progress:
+            assert executor is not None
+            run_campaign(store, poser, Plan(executor, options, budget), progress)
         summary = summarise(store)
     text = json.dumps(summary.to_json(), allow_nan=False) + "\n" if as_json else render_summary(summary, unit)
     if not summary.complete:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from qertify.errors import MissingExtraError, QertifyError, WorkerError
 from qertify.parallel.executor import ATTEMPTS, MODEL_CHANGED, LostError, Message, Reply
+from qertify.parallel.place import Slurm
+from qertify.parallel.processes import THREADS
 from qertify.parallel.worker import Desk
 from qertify.result import Reason
 
@@ -298,3 +301,37 @@ class DaskExecutor:
             with suppress(Exception):
                 job.task.cancel()
             self._fail(job, LostError(Reason.TIMEOUT, "given up at the time limit", 1, now - job.since))
+
+
+@contextmanager
+def slurm_cluster(slurm: Slurm) -> Generator[Any]:
+    """A Dask cluster in SLURM jobs, with TLS between all of its parts; its credentials are made for it and end with it.
+
+    Raises:
+        MissingExtraError: `dask_jobqueue` or `cryptography` is not installed.
+    """
+    try:
+        from dask_jobqueue.slurm import SLURMCluster
+        from distributed import Security
+
+        security = Security.temporary()
+    except ImportError as error:
+        raise MissingExtraError("--cluster slurm", "slurm") from error
+    cluster = SLURMCluster(
+        cores=slurm.cores,
+        processes=slurm.cores,
+        memory=slurm.memory,
+        walltime=slurm.walltime,
+        queue=slurm.queue,
+        account=slurm.account,
+        interface=slurm.interface,
+        protocol="tls://",
+        security=security,
+        shared_temp_directory=str(Path.home()),
+        job_script_prologue=[f"export {name}=1" for name in THREADS],
+    )
+    try:
+        cluster.scale(jobs=slurm.jobs)
+        yield cluster
+    finally:
+        cluster.close(timeout=10)

@@ -19,7 +19,6 @@ from typing import Protocol
 
 from qertify.errors import QertifyError
 from qertify.importers.registry import ImportOptions, load_model
-from qertify.network.network import Network
 from qertify.options import Method, Options
 from qertify.parallel.executor import Message
 
@@ -28,7 +27,7 @@ KINDS = {
     "search": "qertify.search.pieces:answer_search",
     "cases": "qertify.search.pieces:answer_cases",
 }
-"""Kind of piece → "module:function" of (network, options, piece, stopped)."""
+"""Kind of piece → "module:function" of (desk, piece, stopped)."""
 
 
 def greeting(model: Path, imports: ImportOptions, options: Options) -> Message:
@@ -39,7 +38,7 @@ def greeting(model: Path, imports: ImportOptions, options: Options) -> Message:
 class Answer(Protocol):
     """What answers one kind of piece."""
 
-    def __call__(self, network: Network, options: Options, piece: Message, stopped: Callable[[], bool]) -> Message:
+    def __call__(self, desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
         """The reply: plain data."""
         ...
 
@@ -63,7 +62,7 @@ class Desk:
         module, _, name = KINDS[piece.get("kind", "question")].partition(":")
         answer: Answer = getattr(import_module(module), name)
         try:
-            return answer(self.network, self.options, piece, stopped)
+            return answer(self, piece, stopped)
         except MemoryError:
             return {"memory": True}
         except QertifyError as error:

@@ -22,6 +22,8 @@ from qertify.network.ranges import ranges
 from qertify.options import Options
 from qertify.parallel.executor import Message
 from qertify.parallel.partition import pack, pack_rows, unpack, unpack_rows
+from qertify.parallel.worker import Desk
+from qertify.runtimes.base import runner
 from qertify.search.branch_and_bound import BranchAndBound, Leaf, Replay
 from qertify.search.branching import Gains
 from qertify.search.portfolio import one_thread
@@ -45,14 +47,12 @@ class Bench:
 class Recipe(Protocol):
     """Makes a bench, and clears up after it."""
 
-    def __call__(
-        self, network: Network, options: Options, context: Message, deadline: float | None, stopped: Callable[[], bool]
-    ) -> Generator[Bench]:
+    def __call__(self, desk: Desk, context: Message, deadline: float | None, stopped: Callable[[], bool]) -> Generator[Bench]:
         """One bench. ``context`` is that of `qertify.search.sharing.Shared`."""
         ...
 
 
-def answer_search(network: Network, options: Options, piece: Message, stopped: Callable[[], bool]) -> Message:
+def answer_search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
     """Search some domains for a time.
 
     Returns:
@@ -62,10 +62,12 @@ def answer_search(network: Network, options: Options, piece: Message, stopped: C
     start = time.monotonic()
     context = piece["context"]
     deadline = None if piece["left"] is None else start + piece["left"]
-    with one_thread(), contextmanager(RECIPES[context["recipe"]])(network, options, context, deadline, stopped) as bench:
+    with one_thread(), contextmanager(RECIPES[context["recipe"]])(desk, context, deadline, stopped) as bench:
         gains = Gains(bench.program)
         gains.add(known := unpack_rows(piece["gains"], 4, len(bench.program.units)).to(bench.program.low.device))
-        tree = BranchAndBound(bench.program, bench.splitter, (), bench.replay, bench.leaf, memory=options.memory, gains=gains)
+        tree = BranchAndBound(
+            bench.program, bench.splitter, (), bench.replay, bench.leaf, memory=desk.options.memory, gains=gains
+        )
         tree.add(unpack(piece["domains"], bench.program))
         outcome = tree.run(start + piece["budget"], stopped=stopped)
     found = outcome.counterexample
@@ -79,22 +81,21 @@ def answer_search(network: Network, options: Options, piece: Message, stopped: C
     }
 
 
-def robustness(
-    network: Network, options: Options, context: Message, deadline: float | None, stopped: Callable[[], bool]
-) -> Generator[Bench]:
+def robustness(desk: Desk, context: Message, deadline: float | None, stopped: Callable[[], bool]) -> Generator[Bench]:
     """A classification property on a box.
 
     Raises:
         WorkerError: the driver speaks of another model, or of another program than is made here.
     """
-    if context["digest"] != network.digest:
+    if context["digest"] != desk.network.digest:
         raise WorkerError("the search is about another model than the worker has read")
     if context["version"] != __version__:
         raise WorkerError(f"the search was begun by qertify {context['version']}, the worker runs {__version__}")
-    options = replace(options, device=context["device"], seed=context["seed"], timeout=None)
-    prepared = _prepared(network, options, json.dumps(context, sort_keys=True))
+    options = replace(desk.options, device=context["device"], seed=context["seed"], timeout=None)
+    prepared = _prepared(desk.network, options, json.dumps(context, sort_keys=True))
+    run = runner(desk.network, desk.model)
     with SolverProcesses(options.memory) as processes:
-        question = replace(prepared, deadline=deadline, stopped=stopped, processes=processes, decision=Decision())
+        question = replace(prepared, deadline=deadline, stopped=stopped, processes=processes, decision=Decision(), run=run)
         assert question.program is not None
         yield Bench(question.program, question.splitter, question.polish, partial(solve_leaf, question))
 

@@ -30,7 +30,7 @@ FIRST_SECONDS = 0.5
 """A search that ends within this time is not shared."""
 FIRST_NODES = 192
 FIRST_LIMIT = 2.0
-"""It goes on here until it has bounded so many domains or has taken so many seconds: branching is learnt from the first ones."""
+"""It goes on here until it has bounded so many domains or taken so many seconds: the first ones teach how to branch."""
 FIRST_BUDGET = 1.0
 GROWTH = 2.0
 LARGEST_BUDGET = 64.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
-from qertify.queries.radius import RadiusResult, maximum_radius
-from qertify.result import Evidence, Reason
+from qertify.queries.radius import RadiusResult, _Search, maximum_radius
+from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import linf_ball
 from tests.data import images, published_network, shared_data
@@ -137,6 +138,19 @@ def test_claims_of_a_floating_point_solver_prove_nothing(monkeypatch: pytest.Mon
                 assert accepted.exact
                 assert accepted.evidence is Evidence.SOLVER_CLAIM
     assert claims > 3 or status is Status.FEASIBLE
+
+
+def test_an_accepted_claim_that_is_refuted_is_withdrawn() -> None:
+    """Radius 3 is claimed to be robust, then a counterexample at distance 2 turns up: nothing but the centre is verified."""
+    answer = partial(Result, "", "", label=0, radius="", radius_unit="levels", seconds=0.0, method="ilp")
+    claim = answer(verdict=Verdict.ROBUST, evidence=Evidence.SOLVER_CLAIM)
+    found = answer(verdict=Verdict.NON_ROBUST, counterexample=Counterexample((), (), 1, 2))
+    answers = {3: claim, 5: found}
+    search = _Search(lambda radius, _: answers[radius], Options(accept_solver_claims=True), 9)
+    search.decide(3, Method.ILP, None)
+    assert (search.verified, search.evidence) == (3, Evidence.SOLVER_CLAIM)
+    search.decide(5, Method.ILP, None)
+    assert (search.verified, search.refuted, search.evidence) == (0, 2, None)
 
 
 def test_the_solvers_bound_counts_when_time_runs_out(monkeypatch: pytest.MonkeyPatch, processes: SolverProcesses) -> None:

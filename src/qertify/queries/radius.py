@@ -130,6 +130,8 @@ class _Search:
     def _refute(self, found: Counterexample | None) -> None:
         if found is not None and found.distance < self.refuted:
             self.refuted, self.found = found.distance, found
+            if self.evidence is Evidence.SOLVER_CLAIM and found.distance <= self.verified:  # an accepted claim was wrong
+                self.verified, self.evidence = 0, None
 
     def optimise(self, nearest: Callable[[int, int, Options], NearestResult | None]) -> None:
         """Ask one integer program for the nearest violation below the known one, and take it for what it is worth.

@@ -255,8 +255,8 @@ def report(runs: Sequence[Run], order: Sequence[str], limit: float) -> Iterator[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=3, help="tasks of each kind of network")
-    parser.add_argument("--limit", type=float, default=5.0, help="seconds for one task")
+    parser.add_argument("--tasks", type=int, default=2, help="tasks of each kind of network")
+    parser.add_argument("--limit", type=float, default=3.0, help="seconds for one task")
     parser.add_argument("--max-radius", type=int, default=6, help="largest radius of the published tasks")
     parser.add_argument("--kinds", nargs="+", default=["fixed-point", "int8"], choices=["fixed-point", "int8"])
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))

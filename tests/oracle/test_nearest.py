@@ -27,6 +27,7 @@ from qertify.specification.region import linf_ball
 from tests.data import images, published_network, shared_data
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network
+from tests.oracle.test_enclosures import every_output, small_questions
 from tests.solvers import ALL
 
 LARGEST = 5000
@@ -95,6 +96,25 @@ def test_the_radius_agrees_with_the_search(solver: str, encoding: str) -> None:
         assert (result.verified_radius, result.refuted_radius) == (other.verified_radius, other.refuted_radius)
         assert result.evidence in (Evidence.EXACT_SOLVER, Evidence.EXACT_BOUNDS, None)
         assert RadiusResult.from_json(result.to_json()) == result
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_enclosures_are_free_of_what_no_runtime_does(processes: SolverProcesses, encoding: str) -> None:
+    """The distance proved free is the greatest at which no choice of values between the staircases violates the property."""
+    seen = Counter[bool]()
+    for seed, query in small_questions(range(400, 640)):
+        by_distance = np.abs(query.region.points() - query.centre).reshape(query.region.size, -1).max(axis=1)
+        possible = [
+            query.property.violated(np.array(sorted(every_output(query.network, x)))).any() for x in query.region.points()
+        ]
+        nearest = by_distance[possible].min(initial=query.radius + 1)
+        if nearest == 0 or query.radius == 0:
+            continue
+        engine = engine_for(query.network, query.region, query.property, processes, encoding=encoding)
+        answer = nearest_violation(engine, query.centre, 1, int(query.radius), "cp-sat", None)
+        assert (answer.free, answer.exact, answer.counterexample) == (nearest - 1, True, None), seed
+        seen[nearest <= query.radius] += 1
+    assert min(seen[True], seen[False]) > 5, seen
 
 
 def _liar(status: Status):

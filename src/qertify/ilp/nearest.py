@@ -26,7 +26,7 @@ class Nearest:
         free: no violation is this near or nearer; less than was asked about where nothing is known.
         exact: whether that is evidence; if not, it is a floating-point solver's claim and proves nothing.
         counterexample: int64, the network's input shape: input codes that violate the property, replayed; not always the
-            nearest ones.
+            nearest ones. An enclosure's nearest possible violation need not be one.
         solver: the solver whose word ``free`` is; "" if interval arithmetic sufficed.
         reason: why no answer came, one line.
     """
@@ -69,9 +69,9 @@ def nearest_violation(
         if answer.optimal:
             free = max(free, int(encoding.program.objective @ answer.values) - 1)
         found = engine.replay(encoding, answer.values)
-        if found is None and exact:
+        if found is None and exact and engine.network.exactness == "exact":
             return Nearest(least - 1, exact, solver=solver, reason=f"the point of {solver} is not a counterexample")
-        if found is None:
+        if found is None and not exact:
             until = time.monotonic() + REPAIR_SECONDS
             until = until if deadline is None else min(until, deadline)
             repaired = engine.solve(fixed_pattern(encoding, answer.values), EXACT_SOLVER, until)

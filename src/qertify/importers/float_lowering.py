@@ -121,6 +121,12 @@ class RealBuilder(Mover[RealNode]):
     def relu(self, name: str, x: Codes) -> Codes:
         return self._real(Relu(name, (x.node,)), x.shape)
 
+    def leaky_relu(self, name: str, x: Codes, slope: ArrayLike) -> Codes:
+        """x where it is positive, else slope · x: x⁺ − slope · (−x)⁺; ``slope`` broadcasts to x."""
+        below = self.relu(f"{name}/below", self.scale(f"{name}/negative", x, -1.0, 0.0))
+        fallen = self.scale(f"{name}/slope", below, -np.asarray(slope, dtype=np.float64), 0.0)
+        return self.add(name, [self.relu(f"{name}/above", x), fallen])
+
     def clip(self, name: str, x: Codes, low: float, high: float) -> Codes:
         """min(max(x, low), high), by ReLU: low + (x − low)⁺ and high − (high − x)⁺; either bound may be infinite."""
         if not low <= high:

@@ -204,6 +204,16 @@ def _relu(lowering: FloatLowering, node: GraphNode) -> Value:
     return lowering.builder.relu(node.name, lowering.real(node, 0))
 
 
+def _leaky_relu(lowering: FloatLowering, node: GraphNode) -> Value:
+    if node.op == "LeakyRelu":
+        return lowering.builder.leaky_relu(node.name, lowering.real(node, 0), attribute(node, "alpha", 0.01))
+    x, slope = lowering.real(node, 0), lowering.numbers(node, 1)
+    if slope.ndim > len(x.shape) + 1 or _common_shape(node, (1, *x.shape), slope.shape) != x.shape:
+        raise ModelFileError(f"node '{node.name}': slopes of shape {slope.shape} do not fit {x.shape}")
+    lifted = slope.reshape((1,) * (len(x.shape) + 1 - slope.ndim) + slope.shape)[0]
+    return lowering.builder.leaky_relu(node.name, x, lifted)
+
+
 def _clip(lowering: FloatLowering, node: GraphNode) -> Value:
     bounds = [-np.inf, np.inf]
     for side, name in enumerate(("min", "max")):
@@ -301,6 +311,8 @@ OPERATORS: dict[str, Callable[[Any, GraphNode], Value]] = {
     "GlobalMaxPool": partial(_global_pool, average=False),
     "BatchNormalization": _batch_normalization,
     "Relu": _relu,
+    "LeakyRelu": _leaky_relu,
+    "PRelu": _leaky_relu,
     "Clip": _clip,
     "Add": partial(_sum, sign=1.0),
     "Sub": partial(_sum, sign=-1.0),

@@ -201,6 +201,15 @@ def _clamp(lowering: Lowering, call: Call, names: tuple[str, str], bounds: tuple
     return lowering.builder.clip(call.name, lowering.real(call, "self"), _float32(low), _float32(high))
 
 
+def _leaky_relu(lowering: Lowering, call: Call) -> Codes:
+    x = lowering.real(call, "self")
+    if "weight" not in call.arguments:
+        slope = np.array(_float32(float(call.arguments.get("negative_slope", 0.01))))
+    else:  # one slope, or one a channel
+        slope = lowering.numbers(call, "weight").reshape((-1,) + (1,) * (len(x.shape) - 1))
+    return lowering.builder.leaky_relu(call.name, x, slope)
+
+
 def _float32(value: float) -> float:
     """A number of the module's source as the float32 that its kernels compute with."""
     return float(np.float32(value))
@@ -329,6 +338,9 @@ OPERATORS: dict[str, Rule] = {
     "aten.mean": _mean,
     "aten.relu": lambda lowering, call: lowering.builder.relu(call.name, lowering.real(call, "self")),
     "aten.relu_": lambda lowering, call: lowering.builder.relu(call.name, lowering.real(call, "self")),
+    "aten.leaky_relu": _leaky_relu,
+    "aten.leaky_relu_": _leaky_relu,
+    "aten.prelu": _leaky_relu,
     "aten.relu6": partial(_clamp, names=("", ""), bounds=(0.0, 6.0)),
     "aten.hardtanh": partial(_clamp, names=("min_val", "max_val"), bounds=(-1.0, 1.0)),
     "aten.hardtanh_": partial(_clamp, names=("min_val", "max_val"), bounds=(-1.0, 1.0)),

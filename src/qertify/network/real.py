@@ -99,7 +99,6 @@ def _no_error() -> FloatArray:
     return as_reals(np.zeros(1))
 
 
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RealScale:
     """y · factor + shift, element by element: batch normalization, and arithmetic with constants.

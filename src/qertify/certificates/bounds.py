@@ -113,7 +113,7 @@ def _unit_term(
 ) -> Integers:
     """min over low ≤ z ≤ high of slope·σ(z) − multiplier·z; all (batch,), ``first`` and ``last`` the values at the ends."""
     furthest = max(largest(low), largest(high), largest(unit.thresholds) + 1)
-    size = largest(slope) * (max(largest(first), largest(last)) + 1) + largest(multiplier) * furthest
+    size = largest(slope) * (abs(unit.first_value) + unit.thresholds.size + 1) + largest(multiplier) * furthest
     slope, multiplier = fit(4 * size, slope, multiplier)
     left = multiplier < 0
     least = np.where(left, slope * first - multiplier * low, slope * last - multiplier * high)

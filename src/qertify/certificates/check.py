@@ -19,9 +19,9 @@ import numpy as np
 
 from qertify.certificates.bounds import Propagation, lower_bounds
 from qertify.certificates.exact import Integers, narrow
-from qertify.certificates.format import BOUND, INTERVAL, SPLIT, TRUSTED, Certificate, Claim, Proof, Tree
+from qertify.certificates.format import BOUND, INTERVAL, SPLIT, TRUSTED, CaseClaim, Certificate, Claim, Proof, Tree
 from qertify.certificates.system import System, build, require_covered
-from qertify.certificates.violation import Atom, atoms, members, outputs_of, violated
+from qertify.certificates.violation import Atom, Summary, atoms, members, outputs_of, summarise, violated
 from qertify.errors import CertificateError
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
@@ -186,12 +186,14 @@ class Examination:
         self._atoms = atoms(claim, outputs)
         self._propagate = Propagation(self.system)
         self.reachable: dict[tuple[int | None, int], Atom] = {}
+        self._summaries: dict[CaseClaim, Summary] = {}
         self._find_reachable()
 
     def _find_reachable(self) -> None:
         hidden = self.system.hidden
         low, high = self.low[hidden:].tolist(), self.high[hidden:].tolist()
         self.reachable = {key: atom for key, atom in self._atoms.items() if atom.within(low, high)}
+        self._summaries = {}
 
     def settle(self, proof: Proof) -> None:
         """Tighten root bounds as the proof says.
@@ -297,36 +299,34 @@ class Examination:
         count, hidden = len(self.system.units), self.system.hidden
         low, high = (np.tile(bound, (len(nodes), 1)) for bound in (self.low, self.high))
         objective = np.zeros((len(nodes), count), dtype=np.int64)
-        limits: list[int] = []
-        vacuous = np.zeros(len(nodes), dtype=bool)
-        for row, node in enumerate(nodes.tolist()):
+        summaries = [self._summary(proof, node) for node in nodes.tolist()]
+        for row, (node, summary) in enumerate(zip(nodes.tolist(), summaries, strict=True)):
             _apply_splits(proof.tree, node, low[row], high[row])
-            case = proof.cases[int(proof.tree.case[node])]
-            parts = [self.reachable[key] for key in members(case, self.reachable)]
-            vacuous[row] = not parts
-            limits.append(self._limit(proof, node, parts))
-            _apply_case(parts, low[row, hidden:], high[row, hidden:])
-            for index, weight in case.weights:
-                _require(0 <= index < count - hidden, f"node {node}: an objective on class {index}")
-                objective[row, hidden + index] += weight
+            for index, bound in summary.upper.items():
+                high[row, hidden + index] = min(int(high[row, hidden + index]), bound)
+            for index, bound in summary.lower.items():
+                low[row, hidden + index] = max(int(low[row, hidden + index]), bound)
+            for index, weight in summary.weights.items():
+                objective[row, hidden + index] = weight
         low, high, empty = self._propagate(low, high)
-        left = np.flatnonzero(~empty & ~vacuous)
+        left = np.array([row for row, summary in enumerate(summaries) if not (empty[row] or summary.empty)], dtype=np.int64)
         found: list[int | None] = [None] * len(nodes)
         if left.size:
             values: Integers = lower_bounds(self.system, low[left], high[left], objective[left], multipliers[left], bits[left])
             for row, value in zip(left.tolist(), values.tolist(), strict=True):
                 found[row] = int(value)
-        return list(zip(found, limits, strict=True))
+        return [(value, summary.limit) for value, summary in zip(found, summaries, strict=True)]
 
-    def _limit(self, proof: Proof, node: int, parts: list[Atom]) -> int:
-        """The most that the node's objective can be where its case is violated."""
-        weights = proof.cases[int(proof.tree.case[node])].weights
-        values = [atom.greatest(weights) for atom in parts]
-        known = [value for value in values if value is not None]
-        _require(
-            len(known) == len(values), f"node {node} ({_describe(proof, node)}): its objective says nothing about its case"
-        )
-        return max(known, default=0)
+    def _summary(self, proof: Proof, node: int) -> Summary:
+        """What is known of a node's case."""
+        case = proof.cases[int(proof.tree.case[node])]
+        if case not in self._summaries:
+            parts = [self.reachable[key] for key in members(case, self.reachable)]
+            try:
+                self._summaries[case] = summarise(parts, case.weights, len(self.system.units) - self.system.hidden)
+            except ValueError as error:
+                raise InvalidProof(f"node {node} ({_describe(proof, node)}): {error}") from error
+        return self._summaries[case]
 
     def _fail(self, proof: Proof, node: int, found: int, limit: int) -> None:
         if proof.tree.closed[node] == INTERVAL:
@@ -336,23 +336,12 @@ class Examination:
 
 def _apply_splits(tree: Tree, node: int, low: IntegerArray, high: IntegerArray) -> None:
     while node >= 0:
-        unit, threshold = tree.unit[node], tree.threshold[node]
+        unit, threshold = int(tree.unit[node]), int(tree.threshold[node])
         if tree.side[node] < 0:
-            high[unit] = min(high[unit], threshold - 1)
+            high[unit] = min(int(high[unit]), threshold - 1)
         elif tree.side[node] > 0:
-            low[unit] = max(low[unit], threshold)
+            low[unit] = max(int(low[unit]), threshold)
         node = int(tree.parent[node])
-
-
-def _apply_case(parts: list[Atom], low: IntegerArray, high: IntegerArray) -> None:
-    """Bounds that hold in every part."""
-    for index in range(len(low)):
-        uppers = [part.upper[index] for part in parts if index in part.upper]
-        lowers = [part.lower[index] for part in parts if index in part.lower]
-        if parts and len(uppers) == len(parts):
-            high[index] = min(int(high[index]), max(uppers))
-        if parts and len(lowers) == len(parts):
-            low[index] = max(int(low[index]), min(lowers))
 
 
 def _describe(proof: Proof, node: int) -> str:

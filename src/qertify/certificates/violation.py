@@ -12,6 +12,10 @@ from qertify.network.nodes import Rearrange, Staircase
 from qertify.network.staircase import Steps
 from qertify.network.tensor import IntegerArray
 
+Weights = tuple[tuple[int, int], ...]
+"""Class and weight of each term of an objective Σ weight·z."""
+WEIGHT_LIMIT = 1 << 61
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outputs:
@@ -59,7 +63,7 @@ class Atom:
 
     upper: dict[int, int] = field(default_factory=dict[int, int])
     lower: dict[int, int] = field(default_factory=dict[int, int])
-    weights: tuple[tuple[int, int], ...] = ()
+    weights: Weights = ()
     limit: int = 0
 
     def within(self, low: list[int], high: list[int]) -> bool:
@@ -67,7 +71,7 @@ class Atom:
         possible = all(low[i] <= bound for i, bound in self.upper.items()) and all(high[i] >= b for i, b in self.lower.items())
         return possible and sum(w * (low if w > 0 else high)[i] for i, w in self.weights) <= self.limit
 
-    def greatest(self, weights: tuple[tuple[int, int], ...]) -> int | None:
+    def greatest(self, weights: Weights) -> int | None:
         """The most that Σ weight·z can be in it; None if it allows any number."""
         if self.weights and weights == self.weights:
             return self.limit
@@ -78,6 +82,46 @@ class Atom:
                 return None
             result += weight * bounds[i]
         return result
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What all atoms of a case have in common: bounds, and the most that the objective can be in any of them.
+
+    Attributes:
+        empty: the case has no atom within reach.
+    """
+
+    empty: bool
+    upper: dict[int, int]
+    lower: dict[int, int]
+    weights: dict[int, int]
+    limit: int
+
+
+def summarise(parts: list[Atom], weights: Weights, classes: int) -> Summary:
+    """Summarise the atoms of a case.
+
+    Raises:
+        ValueError: an objective that says nothing about them, or of classes that don't exist.
+    """
+    merged: dict[int, int] = {}
+    for index, weight in weights:
+        merged[index] = merged.get(index, 0) + weight
+    if any(not 0 <= index < classes for index in merged) or sum(abs(weight) for _, weight in weights) >= WEIGHT_LIMIT:
+        raise ValueError("its objective is on classes that don't exist, or has too large weights")
+    limits = [part.greatest(weights) for part in parts]
+    if any(limit is None for limit in limits):
+        raise ValueError("its objective says nothing about its case")
+    upper, lower = (
+        {
+            i: pick(getattr(part, side)[i] for part in parts)
+            for i in range(classes)
+            if parts and all(i in getattr(part, side) for part in parts)
+        }
+        for side, pick in (("upper", max), ("lower", min))
+    )
+    return Summary(not parts, upper, lower, merged, max((limit for limit in limits if limit is not None), default=0))
 
 
 def atoms(claim: Claim, outputs: Outputs) -> dict[tuple[int | None, int], Atom]:

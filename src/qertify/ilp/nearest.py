@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from qertify.ilp.encode import Distance
+from qertify.ilp.encode import Distance, Encoding
 from qertify.ilp.engine import EXACT_SOLVER, IlpEngine
 from qertify.ilp.model import Status
-from qertify.ilp.relaxations import fixed_pattern
+from qertify.ilp.relaxations import fixed_pattern, rounding_margin
 from qertify.ilp.solvers import EXACT_SOLVERS
 from qertify.network.tensor import IntegerArray
 
+MARGINS = (2.0, 0.5)
+"""Margins with which a floating-point solver looks for counterexamples by rounding, before it gets the program itself."""
+MARGIN_SECONDS = 20.0
+"""Most seconds for each."""
+SHARE = 4
+"""The part of what is left of the time that each may take."""
 REPAIR_SECONDS = 20.0
 """Most seconds that the integer solver spends on repairing a rounded point."""
 
@@ -59,9 +65,19 @@ def nearest_violation(
     if encoding is None:
         return Nearest(greatest, exact=True)
     exact = solver in EXACT_SOLVERS
+    known: IntegerArray | None = None
+    if not exact and engine.encoding == "compact":
+        for factor in MARGINS:
+            known = _rounded(engine, encoding, factor, solver, deadline)
+            if known is not None:
+                greatest = int(np.abs(known - centre).max()) - 1
+                if greatest < least:
+                    return Nearest(greatest, exact=True, counterexample=known)
+                encoding = _below(encoding, greatest)
+                break
     answer = engine.solve(encoding.program, solver, deadline)
     if answer.status is Status.INFEASIBLE:
-        return Nearest(greatest, exact, solver=solver)
+        return Nearest(greatest, exact, known, solver)
     free, found = least - 1, None
     if answer.bound is not None:
         free = max(free, answer.bound - 1)
@@ -78,4 +94,19 @@ def nearest_violation(
             found = None if repaired.values is None else engine.replay(encoding, repaired.values)
     if found is not None and exact:
         free = min(free, int(np.abs(found - centre).max()) - 1)
-    return Nearest(free, exact, found, solver, answer.reason)
+    return Nearest(free, exact, known if found is None else found, solver, answer.reason)
+
+
+def _rounded(engine: IlpEngine, encoding: Encoding, factor: float, solver: str, deadline: float | None) -> IntegerArray | None:
+    """A counterexample by rounding with a margin, in a part of the time."""
+    now = time.monotonic()
+    until = now + (MARGIN_SECONDS if deadline is None else min(MARGIN_SECONDS, (deadline - now) / SHARE))
+    answer = engine.solve(rounding_margin(encoding, factor), solver, until)
+    return None if answer.values is None else engine.replay(encoding, answer.values)
+
+
+def _below(encoding: Encoding, greatest: int) -> Encoding:
+    """The same with another greatest distance."""
+    high = encoding.program.high.copy()
+    high[np.flatnonzero(encoding.program.objective)] = greatest
+    return replace(encoding, program=replace(encoding.program, high=high))

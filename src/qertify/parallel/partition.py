@@ -26,7 +26,7 @@ from torch import Tensor
 from qertify.bounds.program import Program
 from qertify.parallel.executor import Message
 from qertify.search.domains import Subproblem, root_domains
-from qertify.specification.cases import Case
+from qertify.specification.cases import Case, CaseSplitter
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Splitter
 
@@ -55,7 +55,8 @@ def bisect_levels(program: Program, splitter: Splitter, subproblem: Subproblem) 
         for index, bound in floor:
             low[outputs[index]] = max(float(low[outputs[index]]), bound + 1)
         parts.append(replace(subproblem, case=case, low=low, high=high))
-        floor = tuple((index, bound) for index, bound in case.upper if index == case.label)
+        if isinstance(splitter, CaseSplitter):  # elsewhere a case's label is no accumulator
+            floor = tuple((index, bound) for index, bound in case.upper if index == case.label)
     return tuple(parts)
 
 
@@ -76,7 +77,8 @@ def by_levels(
 def at_threshold(program: Program, subproblem: Subproblem, unit: int, threshold: float) -> tuple[Subproblem, Subproblem]:
     """The parts with z_unit below a threshold and with z_unit at or above it."""
     high, low = subproblem.high.clone(), subproblem.low.clone()
-    high[unit], low[unit] = threshold - program.gap(unit), threshold
+    high[unit] = min(float(high[unit]), threshold - program.gap(unit))
+    low[unit] = max(float(low[unit]), threshold)
     return replace(subproblem, high=high), replace(subproblem, low=low)
 
 

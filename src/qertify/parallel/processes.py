@@ -187,7 +187,7 @@ class Processes:
     @property
     def ready(self) -> int:
         """Workers that have read the model."""
-        return sum(worker.ready for worker in list(self._workers))
+        return 0 if self._broken is not None else sum(worker.ready for worker in list(self._workers))
 
     def prepare(self) -> None:
         """Start all processes now, while the caller still has something to do itself."""

@@ -69,7 +69,7 @@ def answer_search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Me
             bench.program, bench.splitter, (), bench.replay, bench.leaf, memory=desk.options.memory, gains=gains
         )
         tree.add(unpack(piece["domains"], bench.program))
-        outcome = tree.run(start + piece["budget"], stopped=stopped)
+        outcome = tree.run(time.monotonic() + piece["budget"], stopped=stopped)
     found = outcome.counterexample
     return {
         "domains": pack([] if found is not None else tree.hand_over()),

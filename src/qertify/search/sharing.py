@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from qertify._version import __version__
 from qertify.bounds.program import Program
+from qertify.errors import QertifyError
 from qertify.parallel.executor import Executor, LostError, Message, Reply, first_done
 from qertify.parallel.partition import by_levels, deal, pack, pack_rows, unpack, unpack_rows
 from qertify.result import Reason
@@ -149,8 +150,7 @@ def run_shared(
     Returns:
         the outcome, and why domains were given up, if some were.
 
-    Raises:
-        QertifyError: workers that don't start, or that can't do the work.
+    When the workers are lost, or can't do the work, the search goes on here.
     """
     start = time.monotonic()
     while True:
@@ -161,7 +161,14 @@ def run_shared(
             return outcome, None
         if executor.ready and (tree.nodes >= FIRST_NODES or time.monotonic() - start >= FIRST_LIMIT):
             break
-    return _Driver(executor, shared, tree).run()
+    driver = _Driver(executor, shared, tree)
+    outcome, lost = driver.run()
+    if not driver.gone or outcome.counterexample is not None:
+        return outcome, lost
+    before, state = tree.nodes, driver.state
+    tree.add(item for _, _, item in state.pool)
+    rest = tree.run(shared.deadline, report=report)
+    return replace(rest, proved=rest.proved and not state.stuck, nodes=state.nodes + rest.nodes - before), lost
 
 
 class _Driver:
@@ -171,13 +178,14 @@ class _Driver:
         self.executor, self.shared = executor, shared
         self.state = _State([], nodes=tree.nodes, leaf_solvers=set(tree.leaf_solvers))
         self.running: dict[Reply, _Sent] = {}
+        self.gone = False
         self._take_in(0, 0, tree.hand_over())
         self.start = self.told = time.monotonic()
 
     def run(self) -> tuple[SearchOutcome, Reason | None]:
         counterexample = None
         try:
-            while (self.state.pool or self.running) and counterexample is None and not self._late():
+            while (self.state.pool or self.running) and counterexample is None and not self.gone and not self._late():
                 self._deal()
                 self._steal()
                 for reply in first_done(self.running, POLL):
@@ -188,6 +196,9 @@ class _Driver:
         finally:
             self.executor.stop(self.running)
         state = self.state
+        if self.gone:
+            state.pool += [entry for sent in self.running.values() for entry in sent.items]
+            self.running = {}
         left = [item for _, _, item in state.pool] + [
             item for sent in self.running.values() for _, _, item in sent.items
         ] + state.stuck  # fmt: skip
@@ -269,6 +280,11 @@ class _Driver:
                 state.lost = lost.reason
                 state.stuck += [item for _, _, item in sent.items]
                 self.shared.say(f"piece {sent.number}: given up, {lost.why}")
+            return None
+        except QertifyError as error:  # no answer from there; the search goes on here
+            self.gone = True
+            state.pool += sent.items
+            self.shared.say(f"the workers are of no use any more: {error}")
             return None
         left = unpack(message["domains"], self.shared.program)
         self.shared.gains.add(

@@ -16,7 +16,7 @@ from qertify.bounds.program import Program
 SMOOTH = 0.02
 """Weight of the smooth objective against the exact one."""
 
-SIZE_LIMIT = 1 << 22
+SIZE_LIMIT = 1 << 20
 """Largest number of inputs times units for which all moves are scored at once."""
 TOGETHER = (1, 2, 4, 8, 16, 32, 64)
 """How many of the best moves are tried in one step."""
@@ -55,7 +55,7 @@ def descend(program: Program, x: Tensor, objective: Tensor, rounds: int, late: C
         the points visited, (visited, n), the start first.
     """
     visited = [x]
-    if len(x) * len(program.units) > SIZE_LIMIT:
+    if program.operators is not None or len(x) * len(program.units) > SIZE_LIMIT:
         return torch.stack(visited)
     low, high, columns = program.input_low, program.input_high, program.input_matrix.T
     z = program.constant + program.input_matrix @ x

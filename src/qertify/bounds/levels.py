@@ -44,6 +44,12 @@ class Levels:
         """The same on another device."""
         return Levels(*(getattr(self, name).to(device) for name in Levels.__dataclass_fields__))
 
+    def head(self, last: int, first: int) -> Levels:
+        """Those of units before ``last``; from ``first`` on they have no thresholds."""
+        part = self.part(0, last)
+        inside = torch.arange(last, device=self.count.device) < first
+        return Levels(self.keys, part.start, part.base, torch.where(inside, part.count, 0), torch.where(inside, part.low, 0.0))
+
     def part(self, first: int, last: int) -> Levels:
         """Those of units first … last − 1."""
         mine = slice(first, last)

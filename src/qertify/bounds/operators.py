@@ -149,7 +149,7 @@ class LinearOperator:
         image = functional.pad(value.reshape(-1, *self.before), (left, right, top, bottom))
         groups = groups_of(self.node, self.before)
         summed = functional.conv2d(image, weight, bias, window.stride, 0, window.dilation, groups)
-        state.put(self.name, summed.reshape(len(value), -1))
+        state.put(self.name, summed.flatten(1))
 
     def backward(self, state: Pass) -> None:
         above = state.values.pop(self.name, None)
@@ -163,7 +163,7 @@ class LinearOperator:
         image = above.reshape(-1, *self.after)
         groups = groups_of(self.node, self.before)
         spread = functional.conv_transpose2d(image, weight, None, window.stride, 0, 0, groups, window.dilation)
-        state.add(self.source, _crop(spread, window, self.before).reshape(len(above), -1))
+        state.add(self.source, _crop(spread, window, self.before).flatten(1))
 
 
 def groups_of(node: Convolution | PoolSum, before: Shape) -> int:

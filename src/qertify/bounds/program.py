@@ -103,7 +103,8 @@ class Program:
 
     def head(self, first: int) -> Program:
         """A large program up to the block of units that starts at ``first``, whose units lose their values."""
-        assert self.operators is not None and self.levels is not None
+        assert self.operators is not None
+        assert self.levels is not None
         operators = self.operators.head(first)
         names = (
             "constant", "low", "high", "first_value", "spacing", "unevenness", "has_value", "equation_size", "last_value",
@@ -113,9 +114,7 @@ class Program:
             parts[name][first:] = 0
         blocks = tuple(block for block in self.blocks if block[0] <= first)
         levels = self.levels.head(operators.units, first)
-        return replace(
-            self, units=self.units[: operators.units], blocks=blocks, operators=operators, levels=levels, **parts
-        )
+        return replace(self, units=self.units[: operators.units], blocks=blocks, operators=operators, levels=levels, **parts)
 
     def products(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """total·input_matrix, (batch, n), and total·unit_matrix, (batch, N), for weights of the accumulators (batch, N)."""

@@ -16,7 +16,7 @@ BATCH = 256
 
 
 def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Intersect accumulator bounds with what interval arithmetic on the values implies, block by block.
+    """Intersect accumulator bounds with what interval arithmetic on the values implies, block by block; not for operators.
 
     All numbers are integers below 2⁵³ in float64 (coefficients and ranges are checked when the program is compiled), so
     nothing is rounded.
@@ -27,7 +27,7 @@ def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
     Returns:
         the new low and high, and whether each domain is empty, (batch,). Bounds of empty domains are left inconsistent.
     """
-    if len(program.blocks) < 2:
+    if len(program.blocks) < 2 or program.operators is not None:
         return low, high, (low > high).any(-1)
     low, high = low.clone(), high.clone()
     inputs_low, inputs_high = input_range(program)

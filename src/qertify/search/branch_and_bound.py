@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from qertify.bounds.dual import Domains, Proof, prove
-from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program
+from qertify.bounds.relaxers import batch_of, relaxer_of
 from qertify.bounds.tighten import propagate
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
 from qertify.search.domains import Subproblem, objectives, root_domains
 from qertify.specification.cases import Case
-from qertify.specification.splitting import Splitter
+from qertify.specification.splitting import Bisector
 
 BATCH = 96
 CANDIDATES = 48
@@ -158,7 +158,7 @@ class BranchAndBound:
     def __init__(
         self,
         program: Program,
-        splitter: Splitter,
+        splitter: Bisector,
         cases: tuple[Case, ...],
         replay: Replay,
         leaf: Leaf,
@@ -167,7 +167,8 @@ class BranchAndBound:
         gains: Gains | None = None,
     ) -> None:
         self._program, self._splitter, self._replay, self._leaf = program, splitter, replay, leaf
-        self._relaxer = InteriorPoint(program, self._late)
+        self._relaxer = relaxer_of(program, self._late)
+        self._batch = min(BATCH, batch_of(program))
         self._gains = gains or Gains(program)
         self._tree = SearchTree() if keep_tree else None
         self._queue: list[tuple[float, int, _Open]] = []
@@ -242,7 +243,7 @@ class BranchAndBound:
         while self._waiting or self._queue:
             if self._late() or (max_nodes is not None and self._nodes >= max_nodes):
                 return self._outcome(None)
-            found = self._bound(self._waiting[:BATCH]) if self._waiting else self._split()
+            found = self._bound(self._waiting[: self._batch]) if self._waiting else self._split()
             if found is not None:
                 return self._outcome(found)
             if report is not None:
@@ -284,8 +285,8 @@ class BranchAndBound:
         is_open = proof.margin < 0
         if not bool(is_open.any()):
             return None
-        total = (domains.objective + relaxation.multipliers) @ self._program.input_matrix
-        corner = torch.where(total > 0, self._program.input_low, self._program.input_high)
+        cost, _ = self._program.products(domains.objective + relaxation.multipliers)
+        corner = torch.where(cost > 0, self._program.input_low, self._program.input_high)
         hopeful = torch.nonzero(is_open)[:, 0]
         hopeful = hopeful[proof.margin[hopeful].argsort()[:CANDIDATES]]
         objective = domains.objective[hopeful]
@@ -359,7 +360,7 @@ class BranchAndBound:
             self._queue = []
             for item in items:
                 self._push(item)
-        for _ in range(min(BATCH // 2, len(self._queue))):
+        for _ in range(min(max(1, self._batch // 2), len(self._queue))):
             _, _, item = heapq.heappop(self._queue)
             if item.bisect or not item.fixed:
                 self._divide(item)

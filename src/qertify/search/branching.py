@@ -75,7 +75,7 @@ def choose(program: Program, domains: Domains, relaxation: Relaxation, gains: Ga
     free = (first < last) & (program.has_value > 0)
     z = torch.minimum(torch.maximum(relaxation.z, domains.low), domains.high)
     at = torch.minimum(torch.maximum(program.values(z), first), last)
-    slope = ((domains.objective + relaxation.multipliers) @ program.unit_matrix).abs()
+    slope = program.products(domains.objective + relaxation.multipliers)[1].abs()
     cheat = slope * (at - relaxation.y).abs()
     inside = torch.where(relaxation.y < at, at, at + 1)
     inside = torch.minimum(torch.maximum(inside, first + 1), last)

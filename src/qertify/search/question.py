@@ -83,6 +83,7 @@ class Question:
     decision: Decision
     processes: SolverProcesses
     program: Program | None = None
+    refined: bool = False
     next_descent: float = 0.0
     run: Run | None = None
     executor: Executor | None = None

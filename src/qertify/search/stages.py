@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import numpy as np
 import torch
@@ -14,11 +15,16 @@ from qertify.attack.gradient import random_starts, signed_gradient
 from qertify.attack.lattice import descend
 from qertify.bounds.compile import compile_program
 from qertify.bounds.dual import prove
-from qertify.bounds.interior_point import InteriorPoint
+from qertify.bounds.operate import compile_operators
+from qertify.bounds.program import Program
+from qertify.bounds.refine import refine
+from qertify.bounds.relaxers import relaxer_of
 from qertify.bounds.tighten import tighten
 from qertify.errors import UnsupportedModelError
 from qertify.ilp.engine import EXACT_SOLVER
 from qertify.ilp.model import Status
+from qertify.network.network import Network
+from qertify.network.nodes import Max, Staircase
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method
 from qertify.result import Evidence
@@ -32,6 +38,14 @@ QUICK = (8, 6)
 """Restarts and gradient steps of the first attack."""
 STRONG = (48, 16)
 """Restarts and gradient steps of the attack before the search."""
+FULL_RESTARTS = 4096
+"""Units from which an attack takes fewer restarts."""
+OPERATORS_ABOVE = 2000
+"""Activations above which a network's equations are operators."""
+MATRICES_UP_TO = 1600
+"""Most units of a large network with which the search goes over to matrices."""
+REFINE_SECONDS, REFINE_SHARE = 30.0, 0.3
+"""Most seconds, and largest part of the time that is left, for tighter ranges of a large network."""
 TIGHTEN_LIMIT = 400
 """Most units whose ranges are tightened one by one with dual bounds."""
 LEAF_SECONDS = 20.0
@@ -85,10 +99,18 @@ def interval(question: Question) -> None:
     question.say(f"interval: {len(question.cases)} case(s) of the violation are within reach")
 
 
-def compile_cases(question: Question) -> bool:
-    """Make the program of the open cases; False if the network is outside the bound engine."""
+def compile_cases(question: Question, operators: bool | None = None) -> bool:
+    """Make the program of the open cases; False if the network is outside the bound engine.
+
+    Args:
+        operators: whether its equations are operators; by default they are for large networks. Certificates and other
+            workers want matrices.
+    """
+    if operators is None:
+        apart = question.options.keep_proof or question.executor is not None
+        operators = not apart and _activations(question.network) > OPERATORS_ABOVE
     try:
-        question.program = compile_program(
+        question.program = (compile_operators if operators else compile_program)(
             question.network,
             question.box,
             question.known,
@@ -103,6 +125,10 @@ def compile_cases(question: Question) -> bool:
     return True
 
 
+def _activations(network: Network) -> int:
+    return sum(prod(network.shapes[node.name]) for node in network.nodes if isinstance(node, Staircase | Max))
+
+
 def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Question], None]:
     def stage(question: Question) -> None:
         if not question.cases or (question.program is None and not compile_cases(question)):
@@ -110,21 +136,22 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
         program = question.program
         assert program is not None
         domains = root_domains(program, [part for case in question.cases for part in question.splitter.objectives(case)])
-        starts = random_starts(program, restarts, question.generator)
+        count = max(1, restarts * FULL_RESTARTS // max(FULL_RESTARTS, len(program.units)))
+        starts = random_starts(program, count, question.generator)
         every_start = starts.repeat(len(domains), 1)
         points, reached = signed_gradient(
             program,
             every_start,
-            domains.objective.repeat_interleave(restarts, 0),
+            domains.objective.repeat_interleave(count, 0),
             steps,
             question.generator,
             late=question.late,
         )
         found = question.replay(points)
-        gap, best = (reached.reshape(len(domains), restarts) - domains.limit[:, None]).min(1)
+        gap, best = (reached.reshape(len(domains), count) - domains.limit[:, None]).min(1)
         for case in gap.argsort()[:descents].tolist():
             if found is None and not question.late():
-                start = points[case * restarts + int(best[case])]
+                start = points[case * count + int(best[case])]
                 found = question.replay(descend(program, start, domains.objective[case], SHORT_ROUNDS, question.late))
         if found is not None:
             question.decision.counterexample, question.decision.method = found, "attack"
@@ -149,7 +176,9 @@ def dual(question: Question) -> None:
         return
     program = question.program
     assert program is not None
-    if len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
+    if program.operators is not None:
+        program = _refine(question, program)
+    elif len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
         log = question.decision.proof
         question.program = program = tighten(program, question.late, None if log is None else log.tighten)
         narrow(question)
@@ -158,7 +187,7 @@ def dual(question: Question) -> None:
         variants = [question.splitter.objectives(case) for case in question.cases]
         domains = root_domains(program, [variant for several in variants for variant in several])
         feasible = (domains.low <= domains.high).all(-1)
-        relaxation = InteriorPoint(program, question.late).relax(domains)
+        relaxation = relaxer_of(program, question.late).relax(domains)
         proof = prove(program, domains, relaxation.multipliers)
         closed = (proof.margin >= 0) | ~feasible
         left: list[Case] = []
@@ -187,15 +216,34 @@ def dual(question: Question) -> None:
     question.say(f"dual bounds: {len(question.cases)} case(s) stay open")
 
 
+def _refine(question: Question, program: Program) -> Program:
+    """Tighter ranges of a large network's nodes, and the program that they make; no cases may be left."""
+    share = REFINE_SECONDS if question.deadline is None else (question.deadline - time.monotonic()) * REFINE_SHARE
+    until = time.monotonic() + min(REFINE_SECONDS, share)
+    question.known = refine(question.network, question.known, program, lambda: question.late() or time.monotonic() > until)
+    low, high = (bound[0].reshape(-1)[question.splitter.view.element] for bound in question.known[question.splitter.view.node])
+    question.splitter = question.splitter.narrowed(low, high)
+    question.cases = question.splitter.cases()
+    question.refined = True
+    if question.cases:
+        compile_cases(question, operators=True)
+    fresh = question.program or program
+    question.say(f"refined ranges: {len(program.units)} units, then {len(fresh.units)}")
+    return fresh
+
+
 def _margin(margin: Tensor) -> int | None:
     return int(margin) if bool(torch.isfinite(margin)) else None
 
 
 def search(question: Question) -> None:
-    """Branch and bound on the open cases."""
+    """Branch and bound on the open cases; on matrices if the units that are left are few enough for them."""
     program, decision = question.program, question.decision
     if program is None:
         return
+    if program.operators is not None and len(program.units) <= MATRICES_UP_TO:
+        compile_cases(question, operators=False)
+        program = question.program or program
 
     options, leaf, gains = question.options, partial(solve_leaf, question), Gains(program)
     tree = BranchAndBound(
@@ -209,7 +257,9 @@ def search(question: Question) -> None:
             last = time.monotonic()
             question.say(f"search: {progress.nodes} domains bounded, {progress.open} open")
 
-    outcome = share_search(question, tree, gains, report) or tree.run(question.deadline, report=report)
+    outcome = (None if question.refined else share_search(question, tree, gains, report)) or tree.run(
+        question.deadline, report=report, stopped=question.stopped
+    )
     decision.nodes, decision.tree = outcome.nodes, outcome.tree
     if outcome.counterexample is not None:
         decision.counterexample, decision.method = outcome.counterexample, "bab"

@@ -1,0 +1,259 @@
+"""Multipliers for large programs: slopes of all staircases, improved by Adam.
+
+λ_u = s_u·a_u, where a_u is how much the unit's value weighs and s_u the slope of a line under the staircase (a_u ≥ 0) or
+above it (a_u < 0): with any slopes one backward pass gives multipliers, hence a bound. Its gradient needs no automatic
+differentiation. Let x*, y*, z* be where the inner minima are attained; a forward pass with values y* + s·(z − z*) yields
+z, and ∂g/∂s_u = a_u·(z_u − z*_u). Units whose range was cut by a split or a case also have a multiplier of their own.
+(Backward relaxations with optimised slopes: Xu et al., "Fast and complete", ICLR 2021; multipliers of splits: Wang et al.,
+"Beta-CROWN", NeurIPS 2021. Adam: Kingma & Ba, ICLR 2015.)
+
+Everything here is float32 and nothing is trusted: `qertify.bounds.dual.prove` judges the result in integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qertify.bounds.dual import Domains, corners
+from qertify.bounds.interior_point import Relaxation
+from qertify.bounds.program import Program
+
+ITERATIONS = 60
+"""Steps for an objective that was not seen before."""
+MORE_ITERATIONS = 16
+"""Steps that start from the slopes of an earlier domain with the same objective."""
+ENTRIES = 1 << 22
+"""Most units times domains that are bounded together."""
+RATE, DECAY = 0.1, 0.95
+MOMENTS = (0.9, 0.95)
+AVERAGE = 0.1
+"""Weight of the newest point in the average that serves as primal point."""
+FLAT = 1.5
+"""Length from which the constant part at an end of a range counts as a phase, in steps."""
+PATIENCE = 10
+"""Steps after which a domain is judged by what it has gained in them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slopes:
+    """The parameters, (batch, N) each: slopes for a ≥ 0 and a < 0, 0 … 1 in their fans, and own multipliers."""
+
+    under: Tensor
+    over: Tensor
+    own: Tensor
+
+    def pick(self, index: Tensor) -> Slopes:
+        return Slopes(self.under[index], self.over[index], self.own[index])
+
+
+def single(program: Program) -> Program:
+    """The same program in float32, for passes whose results are not trusted."""
+    names = ("input_low", "input_high", "constant", "spacing", "unevenness", "has_value", "low", "high")
+    return replace(program, **{name: getattr(program, name).float() for name in names})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fans:
+    """Slopes of lines that touch a staircase on its range, (batch, N) each: from ``…_least`` to ``…_least + …_width``.
+
+    A line under a staircase that begins with a flat phase may be as flat; one over it, if it ends with one. Without such a
+    phase little choice is left, and a step of the search must be as small.
+    """
+
+    under_least: Tensor
+    under_width: Tensor
+    over_least: Tensor
+    over_width: Tensor
+    chord: Tensor
+
+
+def fans(program: Program, low: Tensor, high: Tensor) -> Fans:
+    """The slopes worth trying on low … high."""
+    first, last = program.values(low), program.values(high)
+    rise = (last - first) * program.has_value
+    start = torch.minimum(torch.maximum(program.threshold(first + 1), low), high)
+    end = torch.maximum(torch.minimum(program.threshold(last), high), low)
+    chord = rise / (high - low).clamp(min=1)
+    under_least = torch.where(start - low > FLAT * program.spacing, 0.0, chord)
+    over_least = torch.where(high - end > FLAT * program.spacing, 0.0, chord)
+    under, over = rise / (high - start + 1).clamp(min=1), rise / (end - low).clamp(min=1)
+    return Fans(under_least, (under - under_least).clamp(min=0), over_least, (over - over_least).clamp(min=0), chord)
+
+
+FANS = ("under_least", "under_width", "over_least", "over_width")
+
+
+class _Descent:
+    """One batch of domains with its parameters and the moments of Adam."""
+
+    def __init__(self, program: Program, exact: Program, domains: Domains, start: Slopes | None) -> None:
+        self.program = program
+        z, y = corners(exact, domains.low, domains.high)
+        self.z, self.y = z.float(), y.float()
+        self.crowded = ((y[..., 3] - y[..., 0] > 3) & (exact.unevenness > 0)).float() * program.unevenness
+        self.objective = domains.objective.float()
+        fan = fans(exact, domains.low, domains.high)
+        self.under_least, self.under_width, self.over_least, self.over_width, chord = (
+            getattr(fan, name).float() for name in Fans.__dataclass_fields__
+        )
+        narrowed = (domains.low > exact.low) | (domains.high < exact.high)
+        self.splits = narrowed.float() / program.spacing.clamp(min=1)
+        under, over = (
+            ((chord - least) / width.clamp(min=1e-12)).clamp(0, 1)
+            for least, width in ((self.under_least, self.under_width), (self.over_least, self.over_width))
+        )
+        self.slopes = Slopes(under, over, torch.zeros_like(self.objective))
+        if start is not None:
+            kept = ~narrowed
+            self.slopes = Slopes(
+                torch.where(kept, start.under, self.slopes.under), torch.where(kept, start.over, self.slopes.over), start.own
+            )
+        self.own_scale: Tensor | None = None
+        self.moments = [torch.zeros_like(self.objective) for _ in range(6)]
+        self.step = 0
+
+    def pick(self, index: Tensor) -> None:
+        """Keep some of the domains."""
+        for name in ("z", "y", "crowded", "objective", "splits", "own_scale", *FANS):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value[index])
+        self.slopes = self.slopes.pick(index)
+        self.moments = [moment[index] for moment in self.moments]
+
+    def evaluate(self, advance: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """g and λ, and the minimising inputs, accumulators and values; ``advance`` takes a step of Adam from there."""
+        program, weight = self.program, torch.zeros_like(self.objective)
+        multipliers, slope = torch.zeros_like(weight), torch.zeros_like(weight)
+
+        def relax(first: int, last: int, a: Tensor) -> Tensor:
+            mine = slice(first, last)
+            under = self.under_least[:, mine] + self.slopes.under[:, mine] * self.under_width[:, mine]
+            over = self.over_least[:, mine] + self.slopes.over[:, mine] * self.over_width[:, mine]
+            part = torch.where(a >= 0, under, over)
+            weight[:, mine], slope[:, mine] = a, part
+            own = 0.0 if self.own_scale is None else self.slopes.own[:, mine] * self.own_scale[:, mine]
+            multipliers[:, mine] = part * a + own
+            return multipliers[:, mine]
+
+        cost = program.backward(self.objective, relax)
+        if self.own_scale is None:
+            self.own_scale = (weight.abs() + self.objective.abs()) * self.splits
+        least, where = (weight[..., None] * self.y - multipliers[..., None] * self.z).min(-1, keepdim=True)
+        z, y = self.z.gather(-1, where)[..., 0], self.y.gather(-1, where)[..., 0]
+        x = torch.where(cost > 0, program.input_low, program.input_high)
+        total = self.objective + multipliers
+        bound = (total * program.constant).sum(-1) + (cost * x).sum(-1) + least.sum((-1, -2))
+        bound = bound - (multipliers.abs() * self.crowded).sum(-1)
+        if advance:
+            z_penalised = z + multipliers.sign() * self.crowded
+
+            def linear(first: int, last: int, found: Tensor) -> Tensor:
+                mine = slice(first, last)
+                return y[:, mine] + slope[:, mine] * (found - z_penalised[:, mine])
+
+            residual = program.forward(x, linear) - z_penalised
+            self._ascend(weight, residual)
+        return bound, multipliers, x, z, y
+
+    def _ascend(self, weight: Tensor, residual: Tensor) -> None:
+        self.step += 1
+        assert self.own_scale is not None
+        toward = weight * residual
+        gradients = (
+            torch.where(weight >= 0, toward * self.under_width, 0.0),
+            torch.where(weight < 0, toward * self.over_width, 0.0),
+            residual * self.own_scale,
+        )
+        rate = RATE * DECAY**self.step
+        moved: list[Tensor] = []
+        for number, (value, gradient) in enumerate(
+            zip((self.slopes.under, self.slopes.over, self.slopes.own), gradients, strict=True)
+        ):
+            first, second = self.moments[2 * number], self.moments[2 * number + 1]
+            first.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
+            second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
+            mean, square = first / (1 - MOMENTS[0] ** self.step), second / (1 - MOMENTS[1] ** self.step)
+            moved.append(value + rate * mean / (square.sqrt() + 1e-20))
+        self.slopes = Slopes(moved[0].clamp(0, 1), moved[1].clamp(0, 1), moved[2])
+
+
+class FirstOrder:
+    """Searches multipliers for one program; remembers slopes for each objective. Stops early once ``late()``."""
+
+    def __init__(self, program: Program, late: Callable[[], bool] = lambda: False) -> None:
+        self._program, self._fast, self._late = program, single(program), late
+        self._memory: dict[tuple[tuple[int, float], ...], Slopes] = {}
+
+    def relax(self, domains: Domains, iterations: int | None = None) -> Relaxation:
+        """Search for multipliers of a batch of domains, as many at a time as the memory allows.
+
+        Args:
+            iterations: most steps; by default more for an objective that was not seen before.
+        """
+        size = max(1, ENTRIES // max(1, len(self._program.units)))
+        parts = [self._relax(domains.pick(rows), iterations) for rows in torch.arange(len(domains)).split(size)]
+        if len(parts) == 1:
+            return parts[0]
+        names = ("multipliers", "bound", "inputs", "z", "y")
+        return Relaxation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+    def _relax(self, domains: Domains, iterations: int | None) -> Relaxation:
+        keys = [_key(row) for row in domains.objective]
+        known = all(key in self._memory for key in keys)
+        start = None
+        if known:
+            kept = [self._memory[key] for key in keys]
+            start = Slopes(*(torch.stack([getattr(item, name) for item in kept]) for name in ("under", "over", "own")))
+        descent = _Descent(self._fast, self._program, domains, start)
+        steps = iterations if iterations is not None else MORE_ITERATIONS if known else ITERATIONS
+        limit = domains.limit.float()
+        result, best = None, descent.slopes
+        alive = torch.arange(len(domains), device=limit.device)
+        before = torch.full_like(limit, -torch.inf)
+        for step in range(steps + 1):
+            tried = descent.slopes
+            found = descent.evaluate(advance=step < steps)
+            if result is None:
+                bound, multipliers, x, z, y = found
+                result = Relaxation(multipliers, bound, x, z, y)
+                best = Slopes(tried.under.clone(), tried.over.clone(), tried.own.clone())
+            else:
+                self._merge(result, best, tried, found, alive)
+            enough = result.bound[alive] > limit[alive] + 0.5 + 1e-5 * limit[alive].abs()
+            active = ~enough
+            if known and step and step % PATIENCE == 0:  # a domain of a tree is better split than improved for ever
+                gain, lack = result.bound[alive] - before[alive], limit[alive] - result.bound[alive]
+                active &= gain * (steps - step) / PATIENCE > lack
+                before[alive] = result.bound[alive]
+            if not bool(active.any()) or self._late():
+                break
+            if int(active.sum()) <= 0.7 * len(alive):
+                alive = alive[active]
+                descent.pick(active)
+        assert result is not None
+        if not known:
+            for row, key in enumerate(keys):
+                self._memory.setdefault(key, best.pick(torch.tensor(row, device=limit.device)))
+        return Relaxation(*(getattr(result, name).double() for name in ("multipliers", "bound", "inputs", "z", "y")))
+
+    @staticmethod
+    def _merge(result: Relaxation, best: Slopes, tried: Slopes, found: tuple[Tensor, ...], alive: Tensor) -> None:
+        """Keep the best multipliers and slopes, and the average of the minimising points."""
+        bound, multipliers, *point = found
+        improved = bound > result.bound[alive]
+        where = alive[improved]
+        result.bound[where], result.multipliers[where] = bound[improved], multipliers[improved]
+        for name in ("under", "over", "own"):
+            getattr(best, name)[where] = getattr(tried, name)[improved]
+        for kept, new in zip((result.inputs, result.z, result.y), point, strict=True):
+            kept[alive] = (1 - AVERAGE) * kept[alive] + AVERAGE * new
+
+
+def _key(objective: Tensor) -> tuple[tuple[int, float], ...]:
+    """An objective by its entries that are not zero."""
+    where = torch.nonzero(objective)[:, 0]
+    return tuple(zip(where.tolist(), objective[where].tolist(), strict=True))

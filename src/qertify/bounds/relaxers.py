@@ -1,0 +1,29 @@
+"""Which search for multipliers serves which program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from qertify.bounds import first_order, interior_point
+from qertify.bounds.dual import Domains
+from qertify.bounds.interior_point import Relaxation
+from qertify.bounds.program import Program
+
+
+class Relaxer(Protocol):
+    """Proposes multipliers for batches of domains of one program."""
+
+    def relax(self, domains: Domains) -> Relaxation: ...
+
+
+def relaxer_of(program: Program, late: Callable[[], bool] = lambda: False) -> Relaxer:
+    """First-order steps where the equations are operators, an interior-point method where they are matrices."""
+    form = interior_point.InteriorPoint if program.operators is None else first_order.FirstOrder
+    return form(program, late)
+
+
+def batch_of(program: Program) -> int:
+    """How many domains are worth bounding together, by the memory that they take."""
+    count = max(1, len(program.units))
+    return max(2, first_order.ENTRIES // count if program.operators is not None else interior_point.NORMAL_LIMIT // count**2)

@@ -65,6 +65,18 @@ def test_objective(processes: SolverProcesses, solver: str) -> None:
     assert answer.values is not None
     assert answer.values.tolist() == [2, 0]
     assert answer.optimal
+    assert answer.bound == (4 if solver == "cp-sat" else None)
+
+
+def test_cp_sat_gives_the_bound_it_proved_when_time_runs_out(processes: SolverProcesses) -> None:
+    """Of the market split problem no point is found, but how few ones a point may have is bounded."""
+    program = hard_program()
+    program.objective[:] = 3
+    answer = processes.solve("cp-sat", program, time.monotonic() + 1.5)
+    assert not answer.optimal
+    assert answer.bound is not None
+    assert 0 < answer.bound <= 3 * len(program.objective)
+    assert processes.solve("cp-sat", easy_program(11, 11)).bound is None, "no objective, no bound"
 
 
 def test_numbers_too_large_for_cp_sat_are_refused(processes: SolverProcesses) -> None:

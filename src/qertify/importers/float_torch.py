@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from qertify.errors import InvalidInputError, InvalidNetworkError, MissingExtraError, ModelFileError, UnsupportedModelError
-from qertify.importers.float_torch_operators import OPERATORS, VIEWS, Lowering
+from qertify.importers.float_torch_operators import OPERATORS, VIEWS, Lowering, fold
 from qertify.importers.pt2_file import Call, ExportedGraph, Reference, parse_exported, read_exported
 from qertify.network.real import RealNetwork
 
@@ -87,6 +87,8 @@ def _lower(lowering: Lowering, call: Call) -> None:
         _require_unshared(lowering.graph, call)
     if call.op.startswith("quantized"):
         raise call.unsupported(None, "this is a quantized model; the float original it was made from is needed")
+    if fold(lowering, call):
+        return
     rule = OPERATORS.get(call.op.rpartition(".")[0])
     if rule is None or len(call.outputs) != 1:
         raise call.unsupported(None, "only piecewise linear float operators are read")

@@ -18,6 +18,9 @@ from qertify.importers.pt2_file import Call, ExportedGraph, Reference
 from qertify.network.nodes import Window
 from qertify.network.tensor import FloatArray
 
+Move = Callable[[NDArray[Any], Call], NDArray[Any]]
+"""Moves the elements of an array as an operator does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
@@ -26,12 +29,14 @@ class Lowering:
     Attributes:
         values: of the tensors that depend on the input.
         decisions: "softmax" or "argmax" for tensors that such a final operator made of their value.
+        folded: constants that the module computes from its own by moving elements.
     """
 
     graph: ExportedGraph
     builder: RealBuilder = field(default_factory=RealBuilder)
     values: dict[str, Codes] = field(default_factory=dict)
     decisions: dict[str, str] = field(default_factory=dict)
+    folded: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def real(self, call: Call, name: str) -> Codes:
         """An argument that depends on the input."""
@@ -46,7 +51,7 @@ class Lowering:
         """An argument that the module holds, or a number; None if it is a computed tensor or missing."""
         value = call.arguments.get(name)
         if isinstance(value, Reference):
-            return self.graph.constants.get(value.name)
+            return self.folded.get(value.name, self.graph.constants.get(value.name))
         return np.array(value, dtype=np.float64) if isinstance(value, int | float) else None
 
     def numbers(self, call: Call, name: str, default: float | None = None, shape: tuple[int, ...] = ()) -> FloatArray:
@@ -155,7 +160,7 @@ def _pool(lowering: Lowering, call: Call, axes: int, average: bool) -> Codes:
     return _on_image(lowering, call, lowering.real(call, name), axes, pool)
 
 
-def _adaptive(lowering: Lowering, call: Call, axes: int, average: bool) -> Codes:
+def _adaptive(lowering: Lowering, call: Call, axes: int) -> Codes:
     sizes = _lifted(call, axes, "output_size", (), 1)
 
     def pool(image: Codes) -> Codes:
@@ -164,8 +169,6 @@ def _adaptive(lowering: Lowering, call: Call, axes: int, average: bool) -> Codes
             raise call.unsupported("output_size", f"{list(sizes)} does not divide the input {image.shape[1:]}")
         kernel = (height // sizes[0], width // sizes[1])
         window = Window(kernel, kernel)
-        if not average:
-            return lowering.builder.max_pool(call.name, image, window)
         return lowering.builder.average(call.name, image, window, averaged_elements(image.shape, window, True))
 
     return _on_image(lowering, call, lowering.real(call, "self"), axes, pool)
@@ -216,14 +219,14 @@ def _float32(value: float) -> float:
 
 
 def _reshaped(lowering: Lowering, call: Call) -> Codes:
-    """Any operator that keeps the order of the elements."""
+    """Any operator that keeps the order of the elements, of a tensor that depends on the input."""
     if call.arguments.get("train"):
         raise call.unsupported("train", "only the inference form of dropout is supported; call eval() first")
     x = lowering.real(call, "self" if "self" in call.arguments else "input")
     return lowering.builder.reshape(call.name, x, lowering.result_shape(call))
 
 
-def _moved(lowering: Lowering, call: Call, move: Callable[[NDArray[Any], Call], NDArray[Any]]) -> Codes:
+def _moved(lowering: Lowering, call: Call, move: Move) -> Codes:
     """An operator that moves elements: it is applied to their indices, batch axis included."""
     x = lowering.real(call, "self")
     indices = np.arange(prod(x.shape)).reshape(1, *x.shape)
@@ -231,6 +234,18 @@ def _moved(lowering: Lowering, call: Call, move: Callable[[NDArray[Any], Call], 
     if moved.shape[:1] != (1,) or moved.shape[1:] != lowering.result_shape(call):
         raise call.unsupported(None, f"gives the shape {moved.shape}, which moves the batch axis")
     return lowering.builder.rearrange(call.name, (x,), moved[0])
+
+
+def fold(lowering: Lowering, call: Call) -> bool:
+    """Whether the operator moved elements of a constant, which it then gave another name."""
+    op, constant = call.op.rpartition(".")[0], lowering.constant(call, "self")
+    shape = lowering.graph.shapes.get(call.outputs[0], (None,)) if call.outputs else (None,)
+    movable = (op in MOVES or op in RESHAPING) and not call.arguments.get("train")
+    if constant is None or not constant.ndim or None in shape or not movable:
+        return False
+    moved = MOVES[op](constant, call) if op in MOVES else constant.reshape([size or 0 for size in shape])
+    lowering.folded[call.outputs[0]] = moved
+    return True
 
 
 def _sliced(indices: NDArray[Any], call: Call) -> NDArray[Any]:
@@ -310,11 +325,21 @@ def _decision(lowering: Lowering, call: Call, kind: str) -> Codes:
 
 
 Rule = Callable[[Lowering, Call], Codes]
-_RESHAPING = (
+_ORDERED = (
     "flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten", "contiguous", "clone", "alias",
     "detach", "dropout", "dropout_", "feature_dropout", "lift_fresh_copy",
 )  # fmt: skip
-VIEWS = frozenset(f"aten.{name}" for name in (*_RESHAPING, "permute", "transpose", "slice", "select"))
+RESHAPING = frozenset(f"aten.{name}" for name in _ORDERED)
+"""Operators that keep the order of the elements."""
+MOVES: dict[str, Move] = {
+    "aten.permute": lambda array, call: array.transpose(call.arguments["dims"]),
+    "aten.transpose": lambda array, call: array.swapaxes(call.arguments["dim0"], call.arguments["dim1"]),
+    "aten.t": lambda array, call: array.T,
+    "aten.slice": _sliced,
+    "aten.select": lambda array, call: array.take(call.arguments["index"], axis=call.arguments["dim"]),
+}
+"""Operators that pick elements, on arrays with their batch axis."""
+VIEWS = RESHAPING | frozenset(MOVES)
 """Operators whose result may share memory with their operand."""
 _WINDOWED: dict[str, Rule] = {
     f"aten.{name}{axes}d": partial(rule, axes=axes, **options)
@@ -323,12 +348,12 @@ _WINDOWED: dict[str, Rule] = {
         ("conv", _convolution, {}),
         ("max_pool", _pool, {"average": False}),
         ("avg_pool", _pool, {"average": True}),
-        ("adaptive_avg_pool", _adaptive, {"average": True}),
-        ("adaptive_max_pool", _adaptive, {"average": False}),
+        ("adaptive_avg_pool", _adaptive, {}),
     )
 }
 OPERATORS: dict[str, Rule] = {
-    **{f"aten.{name}": _reshaped for name in _RESHAPING},
+    **dict.fromkeys(RESHAPING, _reshaped),
+    **{op: partial(_moved, move=move) for op, move in MOVES.items()},
     **_WINDOWED,
     "aten.linear": _linear,
     "aten.mm": partial(_matmul, operands=("self", "mat2")),
@@ -346,14 +371,6 @@ OPERATORS: dict[str, Rule] = {
     "aten.hardtanh_": partial(_clamp, names=("min_val", "max_val"), bounds=(-1.0, 1.0)),
     "aten.clamp": partial(_clamp, names=("min", "max"), bounds=(-np.inf, np.inf)),
     "aten.clamp_min": partial(_clamp, names=("min", ""), bounds=(-np.inf, np.inf)),
-    "aten.permute": partial(_moved, move=lambda indices, call: indices.transpose(call.arguments["dims"])),
-    "aten.transpose": partial(
-        _moved, move=lambda indices, call: indices.swapaxes(call.arguments["dim0"], call.arguments["dim1"])
-    ),
-    "aten.slice": partial(_moved, move=_sliced),
-    "aten.select": partial(
-        _moved, move=lambda indices, call: indices.take(call.arguments["index"], axis=call.arguments["dim"])
-    ),
     "aten.constant_pad_nd": partial(_moved, move=_padded),
     "aten.pad": partial(_moved, move=_padded),
     "aten.cat": _cat,

@@ -104,7 +104,7 @@ def test_any_number_of_processes_gives_the_same_verdicts(tmp_path: Path) -> None
 class Scripted:
     """An executor that treats chosen pieces in its own way."""
 
-    ready = size = 3
+    ready = size = idle = 3
 
     def __init__(self, desk: Desk, fate: Callable[[int], Exception | None]) -> None:
         self.desk, self.fate = desk, fate

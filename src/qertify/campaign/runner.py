@@ -7,9 +7,11 @@ on the answers alone, so that a campaign that was killed and resumed ends like o
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Protocol, TypeVar
@@ -20,12 +22,14 @@ from qertify.campaign.records import Point, Record, Search
 from qertify.campaign.store import Store
 from qertify.options import Options
 from qertify.parallel.executor import Executor, LostError, Message, Reply, first_done
-from qertify.queries.pieces import question_piece, search_piece
+from qertify.queries.pieces import answer_piece, question_piece, search_piece
 from qertify.queries.radius import RadiusResult
 from qertify.queries.robustness import RobustnessQuery, describe_region
 from qertify.result import Result, Verdict
 
 POLL = 0.2
+HELPERS, HELP_AFTER, ENOUGH_IDLE = 4, 5.0, 2
+"""Most questions that are shared out at a time, seconds that such a question has run, and idle workers that it takes."""
 
 Answer = TypeVar("Answer", Result, RadiusResult)
 
@@ -146,9 +150,13 @@ class _Run:
         self.done, self.asked = self.before, 0
         self.waiting = deque(self.lines)
         self.running: dict[Reply, _Task] = {}
+        self.since: dict[_Task, float] = {}
+        self.helping: dict[Reply, _Task] = {}
+        self.over: dict[_Task, threading.Event] = {}
 
     def run(self) -> bool:
         executor = self.plan.executor
+        helpers = ThreadPoolExecutor(HELPERS)
         try:
             while self.lines:
                 if self.plan.budget is not None and time.monotonic() - self.start > self.plan.budget:
@@ -156,13 +164,42 @@ class _Run:
                 self._tell()
                 while len(self.running) < executor.size and (task := self._next()) is not None:
                     self.running[executor.submit(self._piece(task), self.plan.options.timeout)] = task
+                    self.since[task] = time.monotonic()
                     self.asked += 1
-                for reply in first_done(self.running, POLL):
-                    self._take(self.running.pop(reply), reply)
+                self._help(helpers)
+                for reply in first_done([*self.running, *self.helping], POLL):
+                    self._take(reply)
             self._tell()
             return True
         finally:
+            for event in self.over.values():
+                event.set()
             executor.stop(self.running)
+            helpers.shutdown()
+
+    def _help(self, helpers: ThreadPoolExecutor) -> None:
+        """Where workers have nothing to do any more, share out the search of the question that has run longest.
+
+        The worker that has it goes on: the first answer counts.
+        """
+        if self.waiting or len(self.helping) >= HELPERS or self.plan.executor.idle < ENOUGH_IDLE:
+            return
+        now = time.monotonic()
+        old = [task for task in self.running.values() if task not in self.over and now - self.since[task] > HELP_AFTER]
+        if old:
+            task = min(old, key=self.since.__getitem__)
+            self.over[task] = threading.Event()
+            self.helping[helpers.submit(self._share, task, self.over[task].is_set)] = task
+
+    def _share(self, task: _Task, stopped: Callable[[], bool]) -> Message:
+        """The answer to a question, found here with the help of all workers."""
+        piece, executor = self._piece(task), self.plan.executor
+        left = self.plan.options.timeout
+        if left is not None:
+            left = max(1e-3, left - (time.monotonic() - self.since[task]))
+        options = replace(self.plan.options, timeout=left)
+        query = self.pose(task.position, None if task.radius is None else Fraction(task.radius)).query
+        return answer_piece(query.network, options, piece, stopped, executor) | {"attempts": 1}
 
     def _piece(self, task: _Task) -> Message:
         if task.radius is None:
@@ -174,13 +211,27 @@ class _Run:
         search = self.store.campaign.search
         return None if search == "all" else int(search or 0)
 
-    def _take(self, task: _Task, reply: Reply) -> None:
+    def _take(self, reply: Reply) -> None:
         """Settle what a worker says, or put down that it could not say anything."""
+        helped = reply in self.helping
+        task = self.helping.pop(reply) if helped else self.running.pop(reply, None)
+        if task is None:  # settled a moment ago
+            return
+        others = self.running if helped else self.helping
+        other = next((found for found, its in others.items() if its == task), None)
         try:
             message = reply.result()
-            self._settle(task, message["result"], message["attempts"])
         except LostError as lost:
-            self._give_up(task, lost)
+            if other is None:
+                self._give_up(task, lost)
+            return
+        if other is not None:
+            if message["result"]["reason"] is not None:  # the other one may still find out
+                return
+            self.over[task].set()
+            self.plan.executor.stop([other])
+            del others[other]
+        self._settle(task, message["result"], message["attempts"])
 
     def _next(self) -> _Task | None:
         if not self.waiting:

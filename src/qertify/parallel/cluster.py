@@ -142,6 +142,12 @@ class DaskExecutor:
         """The same, and at least 1."""
         return max(1, self.ready)
 
+    @property
+    def idle(self) -> int:
+        """Threads with nothing to do and nothing waiting for them."""
+        with self._lock:
+            return max(0, self.ready - len(self._jobs))
+
     def submit(self, piece: Message, seconds: float | None = None) -> Reply:
         """As `qertify.parallel.executor.Executor.submit`."""
         job = _Job(uuid4().hex, json.dumps(piece), seconds, time.monotonic())

@@ -53,6 +53,11 @@ class Executor(Protocol):
         """Workers there are, or will be; at least 1."""
         ...
 
+    @property
+    def idle(self) -> int:
+        """Ready workers with nothing to do and nothing waiting for them."""
+        ...
+
     def submit(self, piece: Message, seconds: float | None = None) -> Reply:
         """Queue a piece.
 
@@ -82,6 +87,11 @@ class InProcess:
     answer: Answerer
     ready: int = 1
     size: int = 1
+
+    @property
+    def idle(self) -> int:
+        """All of them: no piece is ever open."""
+        return self.ready
 
     def submit(self, piece: Message, seconds: float | None = None) -> Reply:
         """The finished reply."""

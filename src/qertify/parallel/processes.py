@@ -189,6 +189,13 @@ class Processes:
         """Workers that have read the model."""
         return 0 if self._broken is not None else sum(worker.ready for worker in list(self._workers))
 
+    @property
+    def idle(self) -> int:
+        """Ready workers with nothing to do and nothing waiting for them."""
+        with self._lock:
+            free = sum(worker.ready and worker.job is None for worker in self._workers)
+            return 0 if self._broken is not None else max(0, free - len(self._waiting))
+
     def prepare(self) -> None:
         """Start all processes now, while the caller still has something to do itself."""
         with self._lock:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
-from qertify.parallel.executor import Message
+from qertify.options import Options
+from qertify.parallel.executor import Executor, Message
 from qertify.parallel.worker import Desk
 from qertify.queries.radius import maximum_radius
 from qertify.queries.robustness import RobustnessQuery, verify
 from qertify.runtimes.base import runner
+from qertify.specification.judge import Run
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox
 from qertify.specification.units import parse_rational
@@ -45,7 +48,18 @@ def _point(query: RobustnessQuery) -> Message:
 
 def answer_question(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
     """{"result": the answer's JSON}."""
-    network, options, run = desk.network, desk.options, runner(desk.network, desk.model)
+    return answer_piece(desk.network, desk.options, piece, stopped, run=runner(desk.network, desk.model))
+
+
+def answer_piece(
+    network: Network,
+    options: Options,
+    piece: Message,
+    stopped: Callable[[], bool],
+    executor: Executor | None = None,
+    run: Run | None = None,
+) -> Message:
+    """As `answer_question`, in any process; the arguments are those of `qertify.queries.robustness.verify`."""
 
     def codes(name: str) -> IntegerArray:
         return np.array(piece[name], dtype=np.int64).reshape(network.input_shape)
@@ -60,10 +74,12 @@ def answer_question(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> 
             ties=property_.ties,
             max_radius=piece["max_radius"],
             options=options,
+            executor=executor,
             run=run,
+            stopped=stopped,
         )
         return {"result": found.to_json()}
     region = IntegerBox(codes("low"), codes("high"))
     radius = parse_rational(piece["radius"], "radius")
     query = RobustnessQuery(network, codes("centre"), region, property_, radius, piece["radius_unit"])
-    return {"result": verify(query, options, run=run).to_json()}
+    return {"result": verify(query, options, executor=executor, run=run, stopped=stopped).to_json()}

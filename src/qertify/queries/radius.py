@@ -205,6 +205,7 @@ def maximum_radius(
     decided: Callable[[int, Decision], None] | None = None,
     executor: Executor | None = None,
     run: Run | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> RadiusResult:
     """The largest radius, in levels of the quantized input, at which the label wins everywhere.
 
@@ -215,7 +216,7 @@ def maximum_radius(
         progress: gets one line a stage.
         improved: gets the interval known so far after every question.
         decided: gets each radius that the engines were asked about, and what they decided.
-        executor, run: as `qertify.queries.robustness.verify`.
+        executor, run, stopped: as `qertify.queries.robustness.verify`.
 
     Returns:
         verified and refuted radius; together they are the exact answer or an interval around it.
@@ -231,7 +232,7 @@ def maximum_radius(
     def ask(radius: int, limited: Options) -> Result:
         query = local_robustness(network, centre, radius, label=label, target=target, ties=ties)
         keep = None if decided is None else partial(decided, radius)
-        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep, executor, run)
+        return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep, executor, run, stopped)
 
     if max_radius is not None and max_radius < 0:
         raise InvalidInputError(f"the maximum radius {max_radius} is negative")

@@ -89,6 +89,7 @@ def verify(
     decided: Callable[[Decision], None] | None = None,
     executor: Executor | None = None,
     run: Run | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Decide a robustness query with a proof or a replayed counterexample.
 
@@ -100,6 +101,7 @@ def verify(
         executor: shares out the search, if there is one; its workers have read the same model.
         run: the real runtime (`qertify.runtimes.base.runner`). A network that is only an enclosure is non-robust or
             misclassified if the runtime itself says so; without it, such an answer is unknown.
+        stopped: polled; once it is true, the question is given up as at the deadline.
 
     Returns:
         robust (with exact evidence), non_robust (with a counterexample), misclassified, or unknown with its reason.
@@ -122,7 +124,8 @@ def verify(
     elif _misclassified(property_, outputs) and (network.exactness == "exact" or run is not None):
         decision, verdict = Decision(method="evaluate"), Verdict.MISCLASSIFIED
     else:
-        decision = decide(network, query.region, property_, options, progress or (lambda _: None), deadline, executor, run)
+        say = progress or (lambda _: None)
+        decision = decide(network, query.region, property_, options, say, deadline, executor, run, stopped=stopped)
         if decided is not None:
             decided(decision)
         verdict = _verdict(decision, options)

@@ -64,6 +64,7 @@ def decide(
     run: Run | None = None,
     plan: Sequence[stages.Stage] | None = None,
     processes: SolverProcesses | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Decision:
     """Decide whether the property holds on the whole box.
 
@@ -76,6 +77,7 @@ def decide(
         run: the real runtime, which an enclosure needs for counterexamples.
         plan: the stages, None for those of the method.
         processes: where solvers run, None for processes of this question alone.
+        stopped: polled; once it is true, the question is given up as at the deadline.
 
     Raises:
         UnsupportedModelError: the chosen method does not cover the network.
@@ -107,6 +109,7 @@ def decide(
             solvers,
             executor=executor,
             run=run,
+            stopped=stopped,
         )
         for stage in plan or _STAGES[options.method]:
             if question.late():

@@ -49,6 +49,7 @@ class Shared:
         context: plain data with a "recipe" of `qertify.search.pieces`, from which a worker makes the same program.
         program, splitter, gains: of the search.
         deadline: of `time.monotonic`.
+        stopped: polled; once it is true, the search ends as at the deadline.
         say: gets one line a piece.
         record: gets each finished piece, for statistics.
     """
@@ -58,6 +59,7 @@ class Shared:
     splitter: Splitter
     gains: Gains
     deadline: float | None
+    stopped: Callable[[], bool]
     say: Callable[[str], None]
     record: Callable[[PieceRecord], None] | None = None
 
@@ -136,7 +138,7 @@ def share_search(
         "device": question.options.device,
         "seed": question.options.seed,
     }
-    shared = Shared(context, program, question.splitter, gains, question.deadline, question.say)
+    shared = Shared(context, program, question.splitter, gains, question.deadline, question.stopped, question.say)
     outcome, lost = run_shared(executor, shared, tree, report)
     question.decision.reason = lost
     return outcome
@@ -155,8 +157,9 @@ def run_shared(
     start = time.monotonic()
     while True:
         until = time.monotonic() + FIRST_SECONDS
-        outcome = tree.run(until if shared.deadline is None else min(until, shared.deadline), report=report)
-        ended = outcome.counterexample is not None or time.monotonic() < until  # or nothing is left, or the deadline came
+        last = until if shared.deadline is None else min(until, shared.deadline)
+        outcome = tree.run(last, report=report, stopped=shared.stopped)
+        ended = outcome.counterexample is not None or time.monotonic() < until  # or nothing is left, or it is late
         if ended:
             return outcome, None
         if executor.ready and (tree.nodes >= FIRST_NODES or time.monotonic() - start >= FIRST_LIMIT):
@@ -167,7 +170,7 @@ def run_shared(
         return outcome, lost
     before, state = tree.nodes, driver.state
     tree.add(item for _, _, item in state.pool)
-    rest = tree.run(shared.deadline, report=report)
+    rest = tree.run(shared.deadline, report=report, stopped=shared.stopped)
     return replace(rest, proved=rest.proved and not state.stuck, nodes=state.nodes + rest.nodes - before), lost
 
 
@@ -220,7 +223,7 @@ class _Driver:
         return found, state.lost
 
     def _late(self) -> bool:
-        return self.shared.deadline is not None and time.monotonic() > self.shared.deadline
+        return self.shared.stopped() or (self.shared.deadline is not None and time.monotonic() > self.shared.deadline)
 
     def _take_in(self, number: int, generation: int, subproblems: list[Subproblem]) -> None:
         self.state.stuck += [item for item in subproblems if item.stuck]
@@ -228,7 +231,7 @@ class _Driver:
 
     def _deal(self) -> None:
         """Give all that is open to those who have nothing to do."""
-        idle = self.executor.ready - len(self.running)
+        idle = self.executor.idle
         if idle < 1 or not self.state.pool:
             return
         pool = self.state.pool
@@ -258,7 +261,7 @@ class _Driver:
 
     def _steal(self) -> None:
         """Where workers have nothing to do, ask the pieces that have run longest to share."""
-        idle = self.executor.ready - len(self.running)
+        idle = self.executor.idle
         if idle < 1 or self.state.pool or any(sent.stopped for sent in self.running.values()):
             return
         now = time.monotonic()

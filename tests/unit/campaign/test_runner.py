@@ -186,3 +186,28 @@ def test_progress(small: SmallCampaign, canned: tuple[str, ...], tmp_path: Path)
     assert [p.done for p in told] == sorted(p.done for p in told)
     assert told[-1].done == told[-1].total == len(small.points) * len(RADII)
     assert told[-1].left == 0
+
+
+def test_idle_workers_help_with_the_last_questions(
+    small: SmallCampaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker never answers; its question is answered with the help of the other, and it is not waited for."""
+    from qertify.campaign import runner
+
+    monkeypatch.setattr(runner, "HELP_AFTER", 0.2)
+    monkeypatch.setattr(runner, "ENOUGH_IDLE", 1)
+    flag = tmp_path / "hanging"
+    body = f"""
+if not os.path.exists({str(flag)!r}):
+    open({str(flag)!r}, 'w').close()
+    {ready(small)}
+    time.sleep(600)
+sys.argv = {list(small.canned(tmp_path)[2:])!r}
+exec(open(sys.argv[0]).read().replace('sys.stdin.readline()', '', 1))
+"""
+    with create_store(tmp_path / "r.db", small.campaign(), small.points[:4]) as store:
+        assert small.run(store, command=worker(tmp_path, body))
+        records = list(store.records())
+    assert len(records) == 4 * len(RADII)
+    for record in records:
+        assert record.result.verdict is verify(small.pose(record.position, Fraction(record.radius)).query).verdict

@@ -269,7 +269,7 @@ def maximum_radius(
         search.improved = lambda: improved(answer()) if improved is not None else None
         search.gallop()
         search.attack_downwards()
-        if options.method is Method.ILP:
+        if options.method is Method.ILP and decided is None:  # one program decides no radius that could be handed on
             search.optimise(nearest)
         search.close()
     return answer()

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from qertify.errors import ModelFileError as ModelFileError
     from qertify.errors import QertifyError as QertifyError
     from qertify.errors import UnsupportedModelError as UnsupportedModelError
+    from qertify.importers.float_torch import import_torch_float as import_torch_float
     from qertify.importers.registry import ImportOptions as ImportOptions
+    from qertify.importers.registry import load_float_model as load_float_model
     from qertify.importers.registry import load_model as load_model
     from qertify.importers.torch_quantized import import_torch as import_torch
     from qertify.inputs import read_labels as read_labels
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from qertify.network.evaluate import evaluate as evaluate
     from qertify.network.network import Network as Network
     from qertify.network.ranges import accumulator_proofs as accumulator_proofs
+    from qertify.network.real import RealNetwork as RealNetwork
+    from qertify.network.real_error import float32_error as float32_error
+    from qertify.network.real_evaluate import evaluate_exactly as evaluate_exactly
     from qertify.network.storage import save as save_network  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from qertify.options import Method as Method
     from qertify.options import Options as Options
@@ -56,6 +61,7 @@ _EXPORTS: dict[str, str] = {
     "Network": "qertify.network.network:Network",
     "Options": "qertify.options:Options",
     "QertifyError": "qertify.errors:QertifyError",
+    "RealNetwork": "qertify.network.real:RealNetwork",
     "Reason": "qertify.result:Reason",
     "Result": "qertify.result:Result",
     "RobustnessQuery": "qertify.queries.robustness:RobustnessQuery",
@@ -64,7 +70,11 @@ _EXPORTS: dict[str, str] = {
     "Verdict": "qertify.result:Verdict",
     "accumulator_proofs": "qertify.network.ranges:accumulator_proofs",
     "evaluate": "qertify.network.evaluate:evaluate",
+    "evaluate_exactly": "qertify.network.real_evaluate:evaluate_exactly",
+    "float32_error": "qertify.network.real_error:float32_error",
     "import_torch": "qertify.importers.torch_quantized:import_torch",
+    "import_torch_float": "qertify.importers.float_torch:import_torch_float",
+    "load_float_model": "qertify.importers.registry:load_float_model",
     "load_model": "qertify.importers.registry:load_model",
     "local_robustness": "qertify.queries.robustness:local_robustness",
     "read_labels": "qertify.inputs:read_labels",

@@ -22,6 +22,7 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
 from qertify.queries.radius import RadiusResult, _Search, maximum_radius
 from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
+from qertify.search.question import Decision
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import linf_ball
 from tests.data import images, published_network, shared_data
@@ -96,6 +97,24 @@ def test_the_radius_agrees_with_the_search(solver: str, encoding: str) -> None:
         assert (result.verified_radius, result.refuted_radius) == (other.verified_radius, other.refuted_radius)
         assert result.evidence in (Evidence.EXACT_SOLVER, Evidence.EXACT_BOUNDS, None)
         assert RadiusResult.from_json(result.to_json()) == result
+
+
+def test_every_verified_radius_is_handed_on_where_decisions_are_wanted() -> None:
+    """A certificate is written from decisions, so then the radii are decided one by one."""
+    generator, kept = np.random.default_rng(17), 0
+    for _ in range(12):
+        network, centre, property_, _ = _question(generator, random_network)
+        decisions: dict[int, Decision] = {}
+        options = Options(method=Method.ILP, solver="cp-sat")
+        result = maximum_radius(
+            network, centre, ties=property_.ties, options=options, decided=lambda r, d, to=decisions: to.update({r: d})
+        )
+        assert result.exact
+        assert result.verified_radius is not None
+        if result.verified_radius > 0:
+            assert decisions[result.verified_radius].evidence is not None
+            kept += 1
+    assert kept > 2
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)

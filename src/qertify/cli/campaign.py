@@ -23,6 +23,7 @@ from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
     EncodingOption,
+    FloatIslandsOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
@@ -133,6 +134,7 @@ def campaign_command(
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
+    allow_float_islands: FloatIslandsOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -160,7 +162,7 @@ def campaign_command(
     from qertify.inputs import read_rows
     from qertify.runtimes.saturation import host_cpu_class
 
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
     network = load_model(model, flags)
     rows = read_rows(inputs, network)
     truth = None if labels is None else _labels(inputs, labels, rows)

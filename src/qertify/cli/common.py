@@ -58,6 +58,10 @@ RuntimeOption = Annotated[
 TrustCodeOption = Annotated[
     bool, typer.Option("--trust-code", help="Let code in the model file run; a TorchScript file (.ts.pt) is a program.")
 ]
+FloatIslandsOption = Annotated[
+    bool,
+    typer.Option("--allow-float-islands", help="Enclose what the runtime computes in float between quantized operators."),
+]
 SolverOption = Annotated[str, typer.Option("--solver", help="Solver of integer programs: highs, cp-sat, scip or gurobi.")]
 EncodingOption = Annotated[str, typer.Option("--encoding", help="Form of integer programs: compact or one-hot.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
@@ -72,6 +76,7 @@ def import_options(
     input_shape: str | None,
     runtime: str | None,
     trust_code: bool,
+    allow_float_islands: bool = False,
     scheme: str | None = None,
 ) -> ImportOptions:
     """The model flags as one value.
@@ -91,6 +96,7 @@ def import_options(
         shape,
         runtime=runtime,
         trust_code=trust_code or None,
+        allow_float_islands=allow_float_islands or None,
         scheme=scheme,
     )
 

@@ -11,6 +11,7 @@ import typer
 from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
+    FloatIslandsOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
@@ -46,6 +47,7 @@ def evaluate_command(
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
+    allow_float_islands: FloatIslandsOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -58,7 +60,9 @@ def evaluate_command(
 
     channel: Channel = context.obj
     check_writable(out, ".npy", "--out")
-    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme))
+    network = load_model(
+        model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
+    )
     rows = read_rows(inputs, network)
     truth = None if labels is None else read_labels(labels, rows.index)
     parts = [evaluate(network, rows.codes[start : start + CHUNK]) for start in range(0, len(rows.codes), CHUNK)]

@@ -11,6 +11,7 @@ import typer
 
 from qertify.cli.common import (
     BitsOption,
+    FloatIslandsOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
@@ -35,6 +36,7 @@ def info(
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
+    allow_float_islands: FloatIslandsOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -42,9 +44,8 @@ def info(
     from qertify.importers.registry import load_model
 
     channel: Channel = context.obj
-    description = describe(
-        load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme))
-    )
+    options = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
+    description = describe(load_model(model, options))
     return channel.finish(json.dumps(description) + "\n" if as_json else _table(description), 0)
 
 

@@ -20,7 +20,8 @@ from qertify.network.network import Network
 from qertify.queries.radius import RadiusResult
 from qertify.queries.robustness import RobustnessQuery, describe_region, local_robustness
 from qertify.result import Result
-from qertify.runtimes.base import RUNTIMES, runtime_of
+from qertify.runtimes.base import RUNTIMES, runner, runtime_of
+from qertify.specification.judge import Run
 from qertify.specification.property import Ties
 from qertify.specification.region import IntegerBox, linf_ball
 from qertify.specification.units import Unit, parse_rational, radius_in_levels
@@ -64,6 +65,10 @@ class Question:
     model: Path
     query: RobustnessQuery
     real: tuple[ExactArray, ExactArray] | None = None
+
+    def run(self) -> Run | None:
+        """The real runtime, which counterexamples of an enclosure need."""
+        return runner(self.query.network, self.model, *(self.real or ()))
 
     def confirm(self, result: Answer) -> Answer:
         """Replay a counterexample on the runtime itself, if the network was imported for one.

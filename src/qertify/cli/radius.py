@@ -13,6 +13,7 @@ from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
     EncodingOption,
+    FloatIslandsOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
@@ -53,6 +54,7 @@ def radius_command(
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
+    allow_float_islands: FloatIslandsOption = False,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
     solver: SolverOption = "highs",
     encoding: EncodingOption = "compact",
@@ -79,9 +81,10 @@ def radius_command(
     from qertify.cli.question import LabelFlags, RegionFlags, ask
     from qertify.queries.radius import RadiusResult, maximum_radius
 
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
     nothing = RegionFlags("0", Unit.LEVELS, None, None, None)
-    point = ask(model, flags, input_, nothing, LabelFlags(label, labels, target, ties), echo=False).query
+    question = ask(model, flags, input_, nothing, LabelFlags(label, labels, target, ties), echo=False)
+    point = question.query
     notary.require_covered(point.network)
     options = within(notary.options(options), channel.limit(options.timeout, options.memory))
 
@@ -100,6 +103,7 @@ def radius_command(
             progress=show,
             improved=keep,
             decided=notary.keep,
+            run=question.run(),
         )
     notary.write_radius(point, result, flags)
     answer: dict[str, Any] = result.to_json()

@@ -16,6 +16,7 @@ from qertify.cli.common import (
     INPUT_HELP,
     BitsOption,
     EncodingOption,
+    FloatIslandsOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
@@ -42,7 +43,7 @@ from qertify.specification.property import Ties
 from qertify.specification.units import Unit
 
 if TYPE_CHECKING:
-    from qertify.queries.robustness import RobustnessQuery
+    from qertify.cli.question import Question
     from qertify.search.question import Decision
 
 EXIT_STATUS = {Verdict.ROBUST: 0, Verdict.NON_ROBUST: 1, Verdict.MISCLASSIFIED: 1, Verdict.UNKNOWN: 3}
@@ -72,6 +73,7 @@ def verify_command(
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
+    allow_float_islands: FloatIslandsOption = False,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
     solver: SolverOption = "highs",
     encoding: EncodingOption = "compact",
@@ -108,7 +110,7 @@ def verify_command(
     from qertify.cli.question import LabelFlags, RegionFlags, ask
     from qertify.queries.robustness import describe_region
 
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
     question = ask(
         model,
         flags,
@@ -129,7 +131,7 @@ def verify_command(
     )
     channel.draft(stopped.to_json(), as_json)
     try:
-        result = question.confirm(_decide(query, notary.options(options), channel, verbose, notary.keep_one))
+        result = question.confirm(_decide(question, notary.options(options), channel, verbose, notary.keep_one))
     except MemoryError:
         result = replace(stopped, reason=Reason.MEMORY)
     answer = result.to_json()
@@ -142,7 +144,7 @@ def verify_command(
 
 
 def _decide(
-    query: RobustnessQuery, options: Options, channel: Channel, verbose: bool, decided: Callable[[Decision], None] | None
+    question: Question, options: Options, channel: Channel, verbose: bool, decided: Callable[[Decision], None] | None
 ) -> Result:
     """Run the engines on what is left of the time."""
     from qertify.queries.robustness import verify
@@ -154,7 +156,7 @@ def _decide(
             channel.progress(line)
             show(line)
 
-        return verify(query, within(options, left), progress, decided)
+        return verify(question.query, within(options, left), progress, decided, run=question.run())
 
 
 def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ import typer
 from qertify.cli.common import (
     BitsOption,
     EncodingOption,
+    FloatIslandsOption,
     InputBitsOption,
     InputShapeOption,
     JsonOption,
@@ -55,6 +56,7 @@ def vnnlib_command(
     input_shape: InputShapeOption = None,
     runtime: RuntimeOption = None,
     trust_code: TrustCodeOption = False,
+    allow_float_islands: FloatIslandsOption = False,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
     solver: SolverOption = "highs",
     encoding: EncodingOption = "compact",
@@ -85,7 +87,9 @@ def vnnlib_command(
     from qertify.specification.vnnlib import read_vnnlib
 
     specification = read_vnnlib(property_)
-    network = load_model(model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme))
+    network = load_model(
+        model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
+    )
     parts = len(specification.parts)
     stopped = SpecificationResult(
         network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, method.value, Reason.TIMEOUT

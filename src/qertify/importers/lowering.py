@@ -60,7 +60,15 @@ class Requantize:
 
 
 class Builder(Mover[Node]):
-    """Makes nodes of integer networks; a method that makes several appends "/accumulator", "/requantize" and the like."""
+    """Makes nodes of integer networks; a method that makes several appends "/accumulator", "/requantize" and the like.
+
+    Attributes:
+        enclosed: names of the operators whose results are only enclosed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enclosed: list[str] = []
 
     def input(self, name: str, shape: Shape, low: int, high: int, quantization: QuantizationParameters) -> Codes:
         """The network's input."""
@@ -138,6 +146,8 @@ class Builder(Mover[Node]):
         steps, above = (steps_from_function(r.function, r.rows, r.low, r.high, limit) for r in (lower, upper))
         row = per_channel_rows(lower.rows, z.shape) if lower.row is None else as_integers(lower.row, name)
         exact = np.array_equal(steps.thresholds, above.thresholds)
+        if not exact:
+            self.enclosed.append(name)
         node = Staircase(f"{name}/requantize", (z.node,), steps, row, None if exact else above)
         return self._add(node, z.shape, lower.low, lower.high, lower.quantization)
 
@@ -240,16 +250,10 @@ class Builder(Mover[Node]):
     def _weighted_sum(
         self, name: str, a: Codes, b: Codes, factors: Sequence[int], steps: Steps, quantization: QuantizationParameters | None
     ) -> Codes:
-        """The staircase of factors[0]·a + factors[1]·b, as a 1 × 1 convolution over both, stacked as two channels."""
-        size = prod(a.shape)
-        stacked = self.rearrange(f"{name}/operands", (a, b), np.arange(2 * size).reshape(2, 1, size))
-        weight = as_integers(np.array(factors, dtype=np.int64).reshape(1, 2, 1, 1))
-        bias, window = as_integers(np.zeros(1, dtype=np.int64)), Window((1, 1))
-        sums = Convolution(f"{name}/accumulator", (stacked.node,), weight, bias, window, accumulator_bits=64)
-        z = self._accumulator(sums, (1, 1, size))
+        """The staircase of factors[0]·a + factors[1]·b."""
+        z = self.weighted_sum(name, a, b, np.array([factors], dtype=np.int64))
         node = Staircase(f"{name}/requantize", (z.node,), steps, per_channel_rows(1, z.shape))
-        result = self._add(node, z.shape, steps.low, steps.high, quantization)
-        return self.reshape(f"{name}/output", result, a.shape)
+        return self._add(node, z.shape, steps.low, steps.high, quantization)
 
     def build(
         self,

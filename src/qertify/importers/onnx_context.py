@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qertify.errors import ModelFileError, UnsupportedModelError
+from qertify.importers.islands import Island
 from qertify.importers.lowering import Builder
 from qertify.importers.moving import Codes, Mover
 from qertify.importers.onnx_file import Constant, Graph, GraphNode
@@ -43,7 +44,22 @@ class Decision:
     kind: str
 
 
-Value = Codes | Real | Decision
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The float32 sum of two tensors of one shape that are known through different codes, clamped to low … high."""
+
+    a: Real
+    b: Real
+    low: float = -np.inf
+    high: float = np.inf
+
+    @property
+    def codes(self) -> Codes:
+        """A tensor of its shape."""
+        return self.a.codes
+
+
+Value = Codes | Real | Decision | Sum | Island
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +103,18 @@ class Lowering(Context):
 
     Attributes:
         kernels: for each linear node the types its multiplication runs on, which saturation analysis needs.
+        allow_islands: whether float arithmetic between integers may be enclosed.
     """
 
     builder: Builder
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
+    allow_islands: bool = False
+
+    def require_islands(self, node: GraphNode) -> None:
+        """Raises UnsupportedModelError unless float islands may be enclosed."""
+        if not self.allow_islands:
+            reason = "it runs in float, and has no exact integer form here; --allow-float-islands encloses it"
+            raise UnsupportedModelError(node.name, node.op, None, reason)
 
     def codes(self, node: GraphNode, position: int) -> Codes:
         """An operand that is an integer tensor."""
@@ -191,6 +215,10 @@ def on_codes(value: Value, function: Callable[[Codes], Codes], node: GraphNode) 
             return function(value)
         case Real():
             return replace(value, codes=function(value.codes))
+        case Island() if value.uniform:
+            return replace(value, z=function(value.z))
+        case Island() | Sum():
+            raise UnsupportedModelError(node.name, node.op, None, "it moves what was computed in float; quantize it before")
         case Decision():
             raise UnsupportedModelError(node.name, node.op, None, f"nothing may follow the final {value.kind}")
 

@@ -24,7 +24,7 @@ from qertify.importers.onnx_context import (
 from qertify.importers.onnx_file import GraphNode
 
 
-def _integers_of(context: Context, node: GraphNode, position: int, name: str) -> list[int] | None:
+def integers_of(context: Context, node: GraphNode, position: int, name: str) -> list[int] | None:
     """Integers given as an operand (newer opsets) or as an attribute (older ones); None if omitted."""
     if len(node.inputs) > position and node.inputs[position]:
         return [int(value) for value in context.constant(node, position, "iu").reshape(-1)]
@@ -55,7 +55,7 @@ def _full(context: Context, node: GraphNode) -> list[int]:
 
 def _reshape(context: Context, node: GraphNode) -> Value:
     require_default(node, allowzero=0)
-    target = _integers_of(context, node, 1, "shape")
+    target = integers_of(context, node, 1, "shape")
     full = _full(context, node)
     if target is None or target.count(-1) > 1 or min(target, default=0) < -1:
         raise ModelFileError(f"node '{node.name}': unusable target shape {target}")
@@ -77,7 +77,7 @@ def _flatten(context: Context, node: GraphNode) -> Value:
 
 def _squeeze(context: Context, node: GraphNode) -> Value:
     full = _full(context, node)
-    axes = _integers_of(context, node, 1, "axes")
+    axes = integers_of(context, node, 1, "axes")
     chosen = [i for i, size in enumerate(full) if size == 1 and i] if axes is None else [a % len(full) for a in axes]
     if any(full[axis] != 1 for axis in chosen):
         raise ModelFileError(f"node '{node.name}': squeezes an axis that is not 1 in {full}")
@@ -88,7 +88,7 @@ def _squeeze(context: Context, node: GraphNode) -> Value:
 
 def _unsqueeze(context: Context, node: GraphNode) -> Value:
     full = _full(context, node)
-    axes = _integers_of(context, node, 1, "axes") or []
+    axes = integers_of(context, node, 1, "axes") or []
     rank = len(full) + len(axes)
     chosen = {axis + rank if axis < 0 else axis for axis in axes}
     if len(chosen) != len(axes) or not all(0 < axis < rank for axis in chosen):
@@ -131,7 +131,7 @@ def _pad(context: Context, node: GraphNode) -> Value:
     require_default(node, mode=b"constant")
     value = context.value(node, 0)
     x = value if isinstance(value, Codes) else value.codes
-    pads = _integers_of(context, node, 1, "pads") or []
+    pads = integers_of(context, node, 1, "pads") or []
     rank = len(x.shape) + 1
     if len(node.inputs) > 3 and node.inputs[3]:
         raise UnsupportedModelError(node.name, node.op, "axes", "pads for every axis are needed")

@@ -308,9 +308,6 @@ OPERATORS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "QLinearConcat": _concat,
     "QLinearSigmoid": lambda lowering, node: _runtime_table(lowering, node, 0, 3),
     "QLinearLeakyRelu": lambda lowering, node: _runtime_table(lowering, node, 0, 3, alpha=attribute(node, "alpha", 0.01)),
-    "QLinearAveragePool": _rejected(
-        "onnxruntime averages in float with an unknown order; a global average pool would be exact"
-    ),
     "QLinearSoftmax": _rejected("a quantized softmax makes ties; export the network without it"),
     **MOVES,
     **REALS,

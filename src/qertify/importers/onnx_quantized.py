@@ -12,13 +12,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qertify.errors import InvalidNetworkError, ModelFileError, UnsupportedModelError
+from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
+from qertify.importers.islands import Island
 from qertify.importers.lowering import Builder, Codes
-from qertify.importers.onnx_context import Decision, Lowering, Real, Value, require_default
+from qertify.importers.onnx_context import Decision, Lowering, Real, Sum, Value, require_default
 from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, is_quantized, read_graph, read_model
+from qertify.importers.onnx_islands import ISLANDS
+from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_operators import OPERATORS
 from qertify.network.network import Network
 from qertify.network.tensor import QuantizationParameters
+from qertify.runtimes.onnx_reference import version as standard_version
 from qertify.runtimes.onnxruntime import optimized_model, version
 from qertify.runtimes.onnxruntime_arithmetic import dequantize
 
@@ -27,36 +31,58 @@ FLOAT_OPERATORS = (
     "HardSwish", "LeakyRelu", "MatMul", "Mul", "Shape", "Sigmoid", "Slice", "Sub",
 )  # fmt: skip
 """Operators that onnxruntime may fuse with the quantizers around them, or fold away."""
+STANDARD = frozenset({
+    *(MOVES.keys() - {"NhwcMaxPool"}), *(ISLANDS.keys() - {"QLinearAveragePool"}), "Add", "ArgMax", "Clip", "DequantizeLinear",
+    "Div", "Mul", "QuantizeLinear", "Relu", "Sub",
+})  # fmt: skip
+"""Operators whose float32 results the standard defines, up to the order of sums."""
 
 
-def load_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | None = None) -> Network:
+SPECIFICATION = "onnx-spec"
+"""The runtime that is the standard itself: the stored graph, in float between integers."""
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    input_shape: Sequence[int] | None = None,
+    runtime: str = "onnxruntime",
+    allow_float_islands: bool = False,
+) -> Network:
     """Import a quantized ONNX model, QOperator or QDQ.
 
     Args:
         path: the .onnx file; external data must lie in its folder.
         input_shape: the input's full shape, batch axis first (it must be 1), where the file leaves more than it open.
+        runtime: "onnxruntime", or "onnx-spec": a QDQ file as the standard defines it, each quantizer and each float
+            operator by itself. Sums have no defined order in float32 there, so they are enclosed.
+        allow_float_islands: enclose what onnxruntime computes in float between quantized operators.
 
     Returns:
-        The integer network, of the profile "onnxruntime". Its metadata tell whether inputs are real numbers or codes
-        ("input"), what became of the outputs ("output": codes, dequantized, softmax, argmax), which graph was read, and
-        the operand types of every multiplication ("kernels", JSON).
+        The integer network, whose profile is the runtime; an enclosure if "enclosed" in its metadata names operators. They
+        also tell whether inputs are real numbers or codes ("input"), what became of the outputs ("output": codes,
+        dequantized, softmax, argmax), which graph was read, and the operand types of every multiplication ("kernels", JSON).
 
     Raises:
         ModelFileError: a damaged or hostile file, or one that onnxruntime refuses.
         UnsupportedModelError: an operator that is not integer arithmetic; names every such node.
         InvalidInputError: an input shape that contradicts the file.
     """
+    if runtime not in ("onnxruntime", SPECIFICATION):
+        raise InvalidInputError(f"{path}: ONNX files run on onnxruntime, or as {SPECIFICATION}, not on '{runtime}'")
     model = read_model(path)
     try:
         graph = read_graph(model, input_shape)
         _require_quantized(graph)
         _require_known(graph)
+        if runtime == SPECIFICATION:
+            _require_standard(graph)
+            return _network(graph, "stored", SPECIFICATION, True)
         if _stored_graph_decides(graph):
-            return _network(graph, "stored")
+            return _network(graph, "stored", runtime, allow_float_islands)
         freeze_input_shape(model, graph)
         optimized = type(model)()
         optimized.ParseFromString(optimized_model(model.SerializeToString()))
-        return _network(read_graph(optimized), "optimized")
+        return _network(read_graph(optimized), "optimized", runtime, allow_float_islands)
     except (ValueError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{path}: damaged: its shapes or values do not fit together ({reason})") from error
@@ -86,8 +112,17 @@ def _require_quantized(graph: Graph) -> None:
         )
 
 
-def _network(graph: Graph, source: str) -> Network:
-    lowering = Lowering(graph, Builder())
+def _require_standard(graph: Graph) -> None:
+    """Reject operators whose numbers the standard does not define."""
+    for node in graph.nodes:
+        if node.op not in STANDARD:
+            raise UnsupportedModelError(
+                node.name, node.op, None, f"{SPECIFICATION} covers QDQ files: quantizers around {', '.join(sorted(STANDARD))}"
+            )
+
+
+def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Network:
+    lowering = Lowering(graph, Builder(), allow_islands=allow_islands)
     _lower_input(lowering)
     failures: list[UnsupportedModelError] = []
     failed: set[str] = set()
@@ -100,7 +135,8 @@ def _network(graph: Graph, source: str) -> Network:
             failures.append(error)
         failed.update(node.outputs)
     if failures:
-        raise _naming(failures[0], [node for node in graph.nodes if node.op not in OPERATORS])
+        known = (*OPERATORS, *ISLANDS) if allow_islands else OPERATORS
+        raise _naming(failures[0], [node for node in graph.nodes if node.op not in known])
     if graph.output not in lowering.values:
         raise UnsupportedModelError(graph.output, "graph", "output", "does not depend on the input")
     codes, kind = _finish(lowering, lowering.values[graph.output])
@@ -113,29 +149,31 @@ def _network(graph: Graph, source: str) -> Network:
     metadata = {
         "format": "onnx",
         "graph": source,
-        "runtime_version": version(),
+        "runtime_version": standard_version() if runtime == SPECIFICATION else version(),
         "input": "real" if real else "codes",
         "input_name": graph.input,
         "output": kind,
         "kernels": json.dumps(lowering.kernels, sort_keys=True),
+        **({"enclosed": json.dumps(lowering.builder.enclosed)} if lowering.builder.enclosed else {}),
     }
-    return lowering.builder.build(codes, quantization or unit, codes.quantization or unit, "onnxruntime", metadata)
+    return lowering.builder.build(codes, quantization or unit, codes.quantization or unit, runtime, metadata)
 
 
 def _lower(lowering: Lowering, node: GraphNode) -> None:
     constants = lowering.graph.constants
-    if node.op not in OPERATORS:
+    rule = OPERATORS.get(node.op) or ISLANDS.get(node.op)
+    if rule is None:
         raise UnsupportedModelError(node.name, node.op, None, "it runs in float, and has no exact integer form here")
     if node.op == "DequantizeLinear" and node.inputs and node.inputs[0] in constants:
-        return  # a weight; whoever computes with it in float is reported
-    value = OPERATORS[node.op](lowering, node)
+        return  # a weight; whoever computes with it in float looks it up
+    value = rule(lowering, node)
     if not node.outputs or not node.outputs[0]:
         raise ModelFileError(f"node '{node.name}' computes nothing")
     lowering.values[node.outputs[0]] = value
 
 
 def _require_known(graph: Graph) -> None:
-    unknown = [node for node in graph.nodes if node.op not in OPERATORS and node.op not in FLOAT_OPERATORS]
+    unknown = [node for node in graph.nodes if node.op not in (*OPERATORS, *ISLANDS, *FLOAT_OPERATORS)]
     if unknown:
         error = UnsupportedModelError(unknown[0].name, unknown[0].op, None, "it has no exact integer form here")
         raise _naming(error, unknown)
@@ -204,6 +242,8 @@ def _finish(lowering: Lowering, value: Value) -> tuple[Codes, str]:
             return value, "codes"
         case Decision(codes, kind):
             return codes, kind
+        case Sum() | Island():
+            raise UnsupportedModelError(lowering.graph.output, "graph", "output", "is computed in float; quantize it")
         case Real(codes, values):
             if values is None or codes.quantization is None:
                 raise UnsupportedModelError(lowering.graph.output, "graph", "output", "is a real number; quantize it")

@@ -8,9 +8,22 @@ from dataclasses import replace
 import numpy as np
 
 from qertify.errors import ModelFileError, UnsupportedModelError
+from qertify.importers.islands import Island, shifted, then
 from qertify.importers.lowering import Codes
-from qertify.importers.onnx_context import Decision, Lowering, Real, Value, attribute, axis_without_batch, require_default
+from qertify.importers.onnx_context import (
+    Decision,
+    Lowering,
+    Real,
+    Sum,
+    Value,
+    attribute,
+    axis_without_batch,
+    require_default,
+)
 from qertify.importers.onnx_file import GraphNode
+from qertify.importers.onnx_islands import as_island, clamp, combined, quantized
+from qertify.importers.onnx_moves import MOVES
+from qertify.network.tensor import IntegerArray
 from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.onnxruntime import softmax_keeps_ties, unary_floats
 from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
@@ -26,8 +39,32 @@ def _quantize(lowering: Lowering, node: GraphNode) -> Value:
         case Real(codes, values) if values is not None:
             image = np.clip(quantize(values, scale, zero_point), low, high)
             return lowering.builder.unary(node.name, codes, image[None, :], low, high, quantization)
+        case Sum() if (exact := _quantized_sum(lowering, node, value)) is not None:
+            return exact
+        case Sum() | Island():
+            x = as_island(lowering, node, value, "sum")
+            return quantized(lowering, node, x, scale, zero_point, low, high, quantization)
         case _:
             raise ModelFileError(f"node '{node.name}': quantizes a tensor that is not float")
+
+
+def _quantized_sum(lowering: Lowering, node: GraphNode, value: Sum) -> Codes | None:
+    """A correctly rounded sum of two tensors is exact: an integer sum and a staircase; None if there are none."""
+    a, b = value.a, value.b
+    if a.values is None or b.values is None:
+        return None
+    first, second = a.values, b.values
+    scale, zero_point, low, high, quantization = lowering.result(node, 1)
+
+    def function(x: IntegerArray, y: IntegerArray) -> IntegerArray:
+        total = first[x - a.codes.low] + second[y - b.codes.low]
+        return quantize(np.clip(total, np.float32(value.low), np.float32(value.high)), scale, zero_point)
+
+    terms = first.astype(np.float64), second.astype(np.float64)
+    try:
+        return lowering.builder.combine(node.name, a.codes, b.codes, function, terms, low, high, quantization)
+    except UnsupportedModelError:
+        return None
 
 
 def _dequantize(lowering: Lowering, node: GraphNode) -> Value:
@@ -49,6 +86,10 @@ def _clamp(lowering: Lowering, node: GraphNode, least: float, greatest: float) -
             )
         case Real(_, values) if values is not None:
             return replace(value, values=np.minimum(np.maximum(values, np.float32(least)), np.float32(greatest)))
+        case Sum(a, b, low, high):
+            return Sum(a, b, float(np.clip(low, least, greatest)), float(np.clip(high, least, greatest)))
+        case Island():
+            return then(value, clamp(float(np.float32(least)), float(np.float32(greatest))))
         case _:
             raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
 
@@ -73,6 +114,8 @@ def _decided(lowering: Lowering, node: GraphNode) -> tuple[Codes, Float32Array |
     value = lowering.value(node, 0)
     if isinstance(value, Decision):
         return value.codes, None
+    if isinstance(value, Sum | Island):
+        raise UnsupportedModelError(node.name, node.op, None, "it reads what was computed in float; quantize it before")
     codes, values = (value, None) if isinstance(value, Codes) else (value.codes, value.values)
     if isinstance(value, Real) and values is None:
         raise UnsupportedModelError(node.name, node.op, None, "it reads the network's input")
@@ -146,7 +189,13 @@ BINARY: dict[str, Callable[[Float32Array, Float32Array], Float32Array]] = {
 
 
 def _binary(lowering: Lowering, node: GraphNode) -> Value:
-    """Two float tensors known through the same codes, or one of them a number: still known through those codes."""
+    """Two float tensors known through the same codes, or one of them a number: still known through those codes.
+
+    The sum of two tensors known through different codes stays exact, too; the rest is enclosed.
+    """
+    values_of = [None if lowering.is_constant(node, side) else lowering.value(node, side) for side in range(2)]
+    if any(isinstance(value, Island | Sum) for value in values_of):
+        return _on_islands(lowering, node, values_of)
     operands: list[Float32Array] = []
     known: list[Real] = []
     for position in range(2):
@@ -161,14 +210,51 @@ def _binary(lowering: Lowering, node: GraphNode) -> Value:
             raise UnsupportedModelError(node.name, node.op, None, "it runs in float, on the network's input")
         known.append(value)
         operands.append(value.values)
-    codes = known[0].codes if known else None
-    if codes is None or any((k.codes.node, k.codes.shape) != (codes.node, codes.shape) for k in known):
-        raise UnsupportedModelError(node.name, node.op, None, "it runs in float, and has no exact integer form here")
+    if not known:
+        raise UnsupportedModelError(node.name, node.op, None, "both operands are constants; fold them")
+    codes = known[0].codes
+    if any((k.codes.node, k.codes.shape) != (codes.node, codes.shape) for k in known):
+        if node.op in ("Add", "Sub") and known[1].codes.shape == codes.shape:
+            return Sum(known[0], known[1] if node.op == "Add" else replace(known[1], values=-operands[1]))
+        return combined(lowering, node, known[0], known[1])
     with np.errstate(all="ignore"):
         values = BINARY[node.op](operands[0], operands[1])
     if not np.all(np.isfinite(values)):
         raise UnsupportedModelError(node.name, node.op, None, "some code gives NaN or infinity")
     return Real(codes, values)
+
+
+def _concat(lowering: Lowering, node: GraphNode) -> Value:
+    """Float tensors known through codes of different scales are joined through codes that number all their values."""
+    before = dict(lowering.values)
+    parts = [lowering.value(node, position) for position in range(len(node.inputs))]
+    reals = [part for part in parts if isinstance(part, Real) and part.values is not None]
+    tables = [part.values for part in reals if part.values is not None]
+    alike = all(np.array_equal(table, tables[0]) for table in tables)
+    if reals and len(reals) == len(parts) and not alike:
+        union = np.unique(np.concatenate(tables))
+        for position, (part, table) in enumerate(zip(reals, tables, strict=True)):
+            index = np.searchsorted(union, table)[None, :]
+            codes = lowering.builder.unary(f"{node.name}/{position}", part.codes, index, 0, len(union) - 1, None)
+            lowering.values[node.inputs[position]] = Real(replace(codes, low=0, high=len(union) - 1), union)
+    joined = MOVES["Concat"](lowering, node)
+    lowering.values.update(before)
+    return joined
+
+
+def _on_islands(lowering: Lowering, node: GraphNode, values: list[Value | None]) -> Value:
+    """An operator of which an operand was computed in float itself: two tensors, or a tensor and a constant added to it."""
+    first, second = values
+    if first is not None and second is not None:
+        return combined(lowering, node, first, second)
+    position = 0 if first is None else 1
+    constant = lowering.constant(node, position, "f").astype(np.float64)
+    x = as_island(lowering, node, values[1 - position])  # type: ignore[arg-type]
+    fits = constant.size == 1 or np.broadcast_shapes(constant.shape, (1, *x.z.shape)) == (1, *x.z.shape)
+    if x.after or not fits or not (node.op == "Add" or (node.op == "Sub" and position == 1)):
+        raise UnsupportedModelError(node.name, node.op, None, "only a constant added to a linear float result is enclosed")
+    aligned = constant.reshape((1,) * (len(x.z.shape) + 1 - constant.ndim) + constant.shape)[0]
+    return shifted(x, aligned if node.op == "Add" else -aligned)
 
 
 REALS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
@@ -183,6 +269,7 @@ REALS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "HardSigmoid": _unary,
     "HardSwish": _unary,
     **dict.fromkeys(BINARY, _binary),
+    "Concat": _concat,
     "ArgMax": _argmax,
 }
 """The lowering of each operator between integers and floats."""

@@ -25,6 +25,7 @@ class ImportOptions:
         input_shape: full shape of its input, batch axis first, where the file leaves it open.
         trust_code: whether code in the file may run.
         runtime: whose arithmetic a file gets that several runtimes, or kernels of one, run differently.
+        allow_float_islands: whether what a runtime computes in float between quantized operators may be enclosed.
         scheme: which published arithmetic a fixed-point network has, "qvip", "qebverif" or "qebverif-acasxu".
     """
 
@@ -34,6 +35,7 @@ class ImportOptions:
     input_shape: tuple[int, ...] | None = None
     trust_code: bool | None = None
     runtime: str | None = None
+    allow_float_islands: bool | None = None
     scheme: str | None = None
 
     def given(self) -> dict[str, object]:
@@ -68,7 +70,9 @@ FORMATS: dict[str, Format] = {
         ("bits",),
     ),
     ".qnet": Format("qertify's own format", "qertify.network.storage:load"),
-    ".onnx": Format("ONNX", "qertify.importers.onnx_quantized:load_onnx", ("input_shape",), extra="onnx"),
+    ".onnx": Format(
+        "ONNX", "qertify.importers.onnx_quantized:load_onnx", ("input_shape", "runtime", "allow_float_islands"), extra="onnx"
+    ),
     ".tflite": Format("TensorFlow Lite", "qertify.importers.tflite_quantized:load_tflite", ("runtime",), extra="tflite"),
     ".ts.pt": Format(
         "TorchScript", "qertify.importers.torch_quantized:load_torchscript", ("input_shape", "trust_code", "runtime")

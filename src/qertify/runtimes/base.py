@@ -105,6 +105,7 @@ class Runtime(Protocol):
 
 RUNTIMES = {
     "onnxruntime": "qertify.runtimes.onnxruntime:OnnxRuntime",
+    "onnx-spec": "qertify.runtimes.onnxruntime:OnnxRuntime",
     "litert-xnnpack": "qertify.runtimes.litert:LiteRt",
     "litert-builtin": "qertify.runtimes.litert:LiteRt",
     "litert-reference": "qertify.runtimes.litert:LiteRt",

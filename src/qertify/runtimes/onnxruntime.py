@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
+from qertify.runtimes import onnx_reference
 from qertify.runtimes.base import Replay, replayed
 from qertify.runtimes.float32 import Float32Array, greatest_float32, least_float32
 from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
@@ -156,7 +157,7 @@ def softmax_keeps_ties(values: Float32Array, classes: int) -> bool:
 
 
 class OnnxRuntime:
-    """`Runtime` of a network imported from ONNX."""
+    """`Runtime` of a network imported from ONNX, for onnxruntime or for the standard itself."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -243,6 +244,17 @@ class OnnxRuntime:
             ModelFileError: onnxruntime refuses the file, or it is not the one the network came from.
         """
         inputs = self._checked(real)
+        if self.network.runtime_profile == "onnx-spec":
+            name, outputs = f"onnx.reference {onnx_reference.version()}", self._reference_outputs(path, inputs)
+        else:
+            name, outputs = f"onnxruntime {version()}", self._outputs(path, inputs)
+        codes = self._quantize(inputs)
+        return replayed(name, self.network, codes, outputs, self._dequantized)
+
+    def _reference_outputs(self, path: str | os.PathLike[str], inputs: NDArray[Any]) -> NDArray[Any]:
+        return onnx_reference.run(path, inputs, self.network.metadata["input_name"])
+
+    def _outputs(self, path: str | os.PathLike[str], inputs: NDArray[Any]) -> NDArray[Any]:
         session = open_session(str(path))
         if [item.name for item in session.get_inputs()] != [self.network.metadata["input_name"]]:
             raise ModelFileError(f"{path}: its input is not '{self.network.metadata['input_name']}'")
@@ -255,8 +267,7 @@ class OnnxRuntime:
                 outputs = np.asarray(session.run(None, {name: inputs})[0]).reshape(len(inputs), -1)
         except Exception as error:  # its exceptions share no base class
             raise ModelFileError(f"{path}: onnxruntime fails on it: {' '.join(str(error).split())[:300]}") from error
-        codes = self._quantize(inputs)
-        return replayed(f"onnxruntime {version()}", self.network, codes, outputs, self._dequantized)
+        return outputs
 
     def _dequantized(self, codes: IntegerArray) -> Float32Array:
         meaning = self.network.output_quantization

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,16 +18,19 @@ from qertify.importers.keras_fixed_point import read_layers
 from qertify.importers.pt2_file import Call, ExportedGraph, Reference, read_exported
 from qertify.runtimes.float32 import Float32Array
 
+if TYPE_CHECKING:
+    import torch
+
 PathLike: TypeAlias = str | os.PathLike[str]
 Run = Callable[[Float32Array], NDArray[Any]]
 """From one input, shape (1, *input shape), to its outputs."""
 
 
-def replay_float(path: PathLike, inputs: ArrayLike) -> tuple[str, Float32Array]:
-    """Run the original float file.
+def replay_float(model: PathLike | torch.nn.Module, inputs: ArrayLike) -> tuple[str, Float32Array]:
+    """Run the original float model.
 
     Args:
-        path: the .onnx, .pt2 or .h5 file.
+        model: the .onnx, .pt2 or .h5 file, or a torch module.
         inputs: shape (batch, *input shape); float32 numbers, of any type. Each runs alone, as a batch of one.
 
     Returns:
@@ -38,9 +41,9 @@ def replay_float(path: PathLike, inputs: ArrayLike) -> tuple[str, Float32Array]:
         InvalidInputError: an input that is no finite float32 number.
         MissingExtraError: the runtime is not installed.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in RUNTIMES:
-        raise ModelFileError(f"{path}: unknown float model format; readable suffixes are {', '.join(RUNTIMES)}")
+    opened = RUNTIMES.get(Path(model).suffix.lower()) if isinstance(model, str | os.PathLike) else None
+    if opened is None and isinstance(model, str | os.PathLike):
+        raise ModelFileError(f"{model}: unknown float model format; readable suffixes are {', '.join(RUNTIMES)}")
     given = np.asarray(inputs)
     if given.dtype.kind not in "fiu" or given.ndim < 2:
         raise InvalidInputError(f"a batch of float32 inputs is needed, not {given.dtype} of shape {given.shape}")
@@ -48,11 +51,12 @@ def replay_float(path: PathLike, inputs: ArrayLike) -> tuple[str, Float32Array]:
         exact = given.astype(np.float32)
     if not np.all(np.isfinite(exact) & (exact.astype(np.float64) == given)):
         raise InvalidInputError("an input is no finite float32 number, and can't be given to a float32 runtime as it is")
-    name, run = RUNTIMES[suffix](path)
+    name, run = _module(model) if opened is None else opened(model)
     try:
         rows = [np.asarray(run(exact[i : i + 1]), dtype=np.float32).reshape(1, -1) for i in range(len(exact))]
     except Exception as error:  # the runtimes' exceptions share no base class
-        raise ModelFileError(f"{path}: {name} fails on it: {' '.join(str(error).split())[:300]}") from error
+        what = type(model).__name__ if opened is None else model
+        raise ModelFileError(f"{what}: {name} fails on it: {' '.join(str(error).split())[:300]}") from error
     return name, np.concatenate(rows)
 
 
@@ -97,6 +101,16 @@ def _torch(path: PathLike) -> tuple[str, Run]:
     return f"torch {torch.__version__}", run
 
 
+def _module(module: Any) -> tuple[str, Run]:
+    import torch
+
+    def run(x: Float32Array) -> NDArray[Any]:
+        with torch.inference_mode(), torch.backends.nnpack.flags(False):
+            return module(torch.from_numpy(x.copy())).numpy()
+
+    return f"torch {torch.__version__}", run
+
+
 def _execute(torch: Any, graph: ExportedGraph, call: Call, values: dict[str, Any]) -> None:
     """Run one operator of ATen."""
     namespace, name, overload = call.op.split(".")
@@ -118,5 +132,5 @@ def _operand(value: Any, values: dict[str, Any]) -> Any:
     return values[value.name] if isinstance(value, Reference) else value
 
 
-RUNTIMES: dict[str, Callable[[PathLike], tuple[str, Run]]] = {".onnx": _onnx, ".pt2": _torch, ".h5": _keras}
+RUNTIMES: dict[str, Callable[[Any], tuple[str, Run]]] = {".onnx": _onnx, ".pt2": _torch, ".h5": _keras}
 """Suffix → how to open a file for running."""

@@ -2,15 +2,15 @@
 
 The left network is a real one or a quantized one, the right one is quantized. Both are compiled over the same inputs, in
 step. Where an activation of the left one corresponds to one of the right one, rows are added for what makes the pair
-close: the difference of the accumulators z − ŝ·ẑ and the difference of the values y − s·ŷ. Which activations correspond,
-and with which scales, is a guess from samples (`pairing`); the ranges of the rows are proved here, for any guess.
-(Tracking differences of two networks: Paulsen et al., ReluDiff, ICSE 2020; of a network and its quantization: Zhang et
-al., QEBVerif, CAV 2023.)
+close: the difference of the values y − s·ŷ, alone and less a part of the difference of the accumulators z − ŝ·ẑ. Which
+activations correspond, and with which scales, is a guess from samples (`pairing`); the ranges of the rows are proved
+here, for any guess. (Tracking differences of two networks: Paulsen et al., ReluDiff, ICSE 2020; of a network and its
+quantization: Zhang et al., QEBVerif, CAV 2023.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,11 @@ from qertify.specification.region import IntegerBox
 
 SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
-BATCH = 128
+BATCH = 48
+"""Paired accumulators whose ranges are tightened together."""
+TIGHTEN_ITERATIONS = 5
+LINK_PARTS = 16
+"""Slopes of rows that link the difference of two values to that of their accumulators are multiples of 1 / this."""
 
 Bounds = tuple[FloatArray, FloatArray]
 """Least and greatest values, element by element."""
@@ -182,7 +186,7 @@ def compile_difference(
     box: IntegerBox,
     relation: InputRelation | None,
     pairs: Sequence[Pair],
-    outputs: Callable[[RealForm, FloatArray], tuple[Sequence[RealForm], int]],
+    outputs: Callable[[Builder, RealForm, FloatArray], tuple[Sequence[RealForm], int]],
     optimise: int,
     late: Callable[[], bool] = lambda: False,
 ) -> Joint:
@@ -216,7 +220,7 @@ def compile_difference(
         _couple(builder, other, quantized, pair, optimise, late)
     other.advance(builder)
     quantized.advance(builder)
-    rows, bits = outputs(other.output(builder).flat(), quantized.output(builder).flat().form)
+    rows, bits = outputs(builder, other.output(builder).flat(), quantized.output(builder).flat().form)
     merged = RealForm(np.stack([row.form for row in rows], axis=1), np.array([row.slack for row in rows]), bits)
     low, high = merged.range(builder)
     builder.add_rows(range(len(rows)), merged.form, low.astype(np.int64), high.astype(np.int64), merged.slack)
@@ -276,14 +280,59 @@ def _couple(
     shift = RealForm(shift.form - scale * code.form, shift.slack, apart.bits)
     raised = bounds[0][0] * up, bounds[0][1] * up
     shifts = _value_difference(left, right, pair, raised, bounds[1], bounds[2], factor, scale, up)
-    exact = right.steps(pair.right)[0].upper is None
-    either, both = varies[0] | varies[1], varies[0] & varies[1] & exact
+    both = varies[0] & varies[1]
+    if right.steps(pair.right)[0].upper is not None or not both.any():
+        return
     apart = apart.widened(builder.rows)
-    form = np.concatenate([apart.form[:, either], shift.form[:, both]], axis=1)
-    low = np.concatenate([bounds[2][0][either], shifts[0][both]])
-    high = np.concatenate([bounds[2][1][either], shifts[1][both]])
-    slack = np.concatenate([apart.slack[either], shift.slack[both]])
-    builder.add_rows([None] * form.shape[1], form, low.astype(np.int64), high.astype(np.int64), slack)
+    forms, ranges = [shift.form[:, both]], [(shifts[0][both], shifts[1][both])]
+    slacks = [shift.slack[both]]
+    unsettled = both & left.unsettled(pair.left, *bounds[0])
+    if isinstance(left, _Real) and unsettled.any():
+        width = np.maximum(bounds[2][1] - bounds[2][0], 1)
+        for end in (np.maximum(bounds[2][1], 0), np.maximum(-bounds[2][0], 0)):
+            share = np.clip(np.round(LINK_PARTS * end / width), 0, LINK_PARTS)
+            linked = _linked_difference(right, pair, bounds[1], bounds[2], factor, scale, share)
+            forms.append((LINK_PARTS * shift.form - share * apart.form)[:, unsettled])
+            ranges.append((linked[0][unsettled], linked[1][unsettled]))
+            slacks.append((LINK_PARTS * shift.slack + share * apart.slack)[unsettled])
+    low, high = (np.concatenate([pair_[side] for pair_ in ranges]).astype(np.int64) for side in (0, 1))
+    builder.add_rows([None] * low.size, np.concatenate(forms, axis=1), low, high, np.concatenate(slacks))
+
+
+def _levels(right: _Quantized, pair: Pair, other: Bounds) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, BoolArray]]:
+    """Level after level of the right activation: the level, and the accumulators that have it, where there are any."""
+    node, row = right.steps(pair.right)
+    first, last = _values(node, row, other[0]), _values(node, row, other[1])
+    infinite = np.full((node.steps.rows, 1), np.inf)
+    thresholds = np.concatenate([-infinite, node.steps.thresholds.astype(np.float64), infinite], axis=1)
+    for step in range(int((last - first).max(initial=0)) + 1):
+        level = np.minimum(first + step, last)
+        position = (level - node.steps.low).astype(np.int64)
+        low = np.maximum(other[0], thresholds[row, position])
+        high = np.minimum(other[1], thresholds[row, position + 1] - 1)
+        yield level, low, high, low <= high
+
+
+def _linked_difference(
+    right: _Quantized, pair: Pair, other: Bounds, apart: Bounds, factor: FloatArray, scale: float, share: FloatArray
+) -> Bounds:
+    """The range of parts·(rectifier − scale·right value) − share·D, D the difference of the accumulators, 0 ≤ share ≤ parts.
+
+    With z = D + factor·ẑ the rectifier is convex in D and in ẑ: the greatest value is at a corner, the least one at the
+    least factor·ẑ and an end or the kink of D.
+    """
+    least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
+    for level, low, high, possible in _levels(right, pair, other):
+        ends = np.stack([factor * low, factor * high])
+        below, above = ends.min(0), ends.max(0)
+        offset = LINK_PARTS * scale * level
+        for difference in (apart[0], apart[1], np.clip(-below, apart[0], apart[1])):
+            value = LINK_PARTS * np.maximum(difference + below, 0) - share * difference - offset
+            least = np.where(possible, np.minimum(least, value), least)
+        for difference in apart:
+            value = LINK_PARTS * np.maximum(difference + above, 0) - share * difference - offset
+            greatest = np.where(possible, np.maximum(greatest, value), greatest)
+    return least, greatest
 
 
 def _value_difference(
@@ -298,26 +347,12 @@ def _value_difference(
     up: float,
 ) -> Bounds:
     """The range of left value − scale·right value, level after level of the right value."""
-    node, row = right.steps(pair.right)
-    first, last = _values(node, row, other[0]), _values(node, row, other[1])
-    least, greatest = np.full(first.shape, np.inf), np.full(first.shape, -np.inf)
-    thresholds = np.concatenate(
-        [
-            np.full((node.steps.rows, 1), -np.inf),
-            node.steps.thresholds.astype(np.float64),
-            np.full((node.steps.rows, 1), np.inf),
-        ],
-        axis=1,
-    )
-    for step in range(int((last - first).max(initial=0)) + 1):
-        level = np.minimum(first + step, last)
-        position = (level - node.steps.low).astype(np.int64)
-        low = np.maximum(other[0], thresholds[row, position])
-        high = np.minimum(other[1], thresholds[row, position + 1] - 1)
+    least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
+    for level, low, high, possible in _levels(right, pair, other):
         ends = np.stack([factor * low, factor * high])
         own_low = np.maximum(own[0], ends.min(0) + apart[0])
         own_high = np.minimum(own[1], ends.max(0) + apart[1])
-        possible = (low <= high) & (own_low <= own_high)
+        possible = possible & (own_low <= own_high)
         own_low, own_high = np.where(possible, own_low, own[0]), np.where(possible, own_high, own[0])
         value_low, value_high = left.value_range(pair.left, own_low, own_high, up)
         least = np.where(possible, np.minimum(least, value_low - scale * level), least)
@@ -337,27 +372,36 @@ def _tighten(
     """Dual bounds of the wanted elements of several forms, in place, if there are units yet that make them better."""
     if not builder.units or late():
         return
-    fork = builder.fork()
-    for form, bound, chosen in zip(forms, bounds, wanted, strict=True):
-        low, high = bound[0][chosen].astype(np.int64), bound[1][chosen].astype(np.int64)
-        fork.add_rows([None] * len(low), form.form[:, chosen], low, high, form.slack[chosen])
-    program = fork.finish()
-    relaxer = InteriorPoint(program, late)
-    iterations = {} if len(program.units) <= optimise else {"iterations": 0}
-    position = builder.units
-    for index, chosen in enumerate(wanted):
+    for index, (form, chosen) in enumerate(zip(forms, wanted, strict=True)):
         elements = np.flatnonzero(chosen)
-        found = [bound.copy() for bound in bounds[index]]
+        low, high = (bound.copy() for bound in bounds[index])
         for start in range(0, elements.size, BATCH):
             part = elements[start : start + BATCH]
-            for side, sign in enumerate((1.0, -1.0)):
-                objective = torch.zeros(part.size, len(program.units), dtype=torch.float64)
-                objective[torch.arange(part.size), position + start + torch.arange(part.size)] = sign
-                limit = torch.from_numpy(sign * bounds[index][1 - side][part])
-                domains = Domains(program.low.expand(part.size, -1), program.high.expand(part.size, -1), objective, limit)
-                proof = prove(program, domains, relaxer.relax(domains, **iterations).multipliers)
-                bound = sign * (proof.margin + limit).numpy()
-                better = np.maximum if side == 0 else np.minimum
-                found[side][part] = better(found[side][part], bound)
-        position += elements.size
-        bounds[index] = found[0], found[1]
+            low[part], high[part] = _tightened(builder, form, low[part], high[part], part, optimise, late)
+        bounds[index] = low, high
+
+
+def _tightened(
+    builder: Builder,
+    form: RealForm,
+    low: FloatArray,
+    high: FloatArray,
+    part: IntegerArray,
+    optimise: int,
+    late: Callable[[], bool],
+) -> Bounds:
+    """Dual bounds of some elements of a form, which lie in low … high."""
+    fork = builder.fork()
+    fork.add_rows([None] * part.size, form.form[:, part], low.astype(np.int64), high.astype(np.int64), form.slack[part])
+    program = fork.finish()
+    count = 2 * part.size
+    objective = torch.zeros(count, len(program.units), dtype=torch.float64)
+    objective[torch.arange(count), builder.units + torch.arange(count) // 2] = (
+        torch.tensor([1.0, -1.0]).double().repeat(part.size)
+    )
+    limit = torch.from_numpy(np.stack([high, -low], axis=1).reshape(-1))
+    domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
+    iterations = TIGHTEN_ITERATIONS if len(program.units) <= optimise else 0
+    found = InteriorPoint(program, late).relax(domains, iterations)
+    bound = (prove(program, domains, found.multipliers).margin + limit).numpy().reshape(-1, 2)
+    return np.maximum(low, bound[:, 0]), np.minimum(high, -bound[:, 1])

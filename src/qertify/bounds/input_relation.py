@@ -28,8 +28,8 @@ class InputRelation:
 
     Attributes:
         factor, shift: x = factor·q + shift + e; the factor is positive.
-        error_low, error_high: bounds of e at codes that are not clamped; both zero where q determines x.
-        low, high: bounds of x; infinite where q determines x.
+        error_low, error_high: bounds of e at codes that are not clamped.
+        low, high: bounds of x; infinite where q determines x, up to an error too small for a variable of its own.
         clamped_low, clamped_high: whether the least (greatest) code of the box stands for all x below (above), too.
     """
 
@@ -66,7 +66,10 @@ def input_form(builder: Builder, relation: InputRelation, codes: FloatArray, box
     slack = np.where(lost > 0, np.ceil(lost * (1 + 1e-9)), 0)
     constant = np.round(constant)
 
+    determined = np.isinf(relation.low)
+    slack += np.where(determined, np.ceil(np.maximum(relation.error_high, -relation.error_low) * one), 0)
     inner = np.floor(relation.error_low * one), np.ceil(relation.error_high * one)
+    inner = np.where(determined, 0, inner[0]), np.where(determined, 0, inner[1])
     ends: list[Bounds] = []
     for code in (box.low, box.high):
         least = np.floor(relation.low * one) - factor * code - constant - slack

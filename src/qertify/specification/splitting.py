@@ -35,7 +35,19 @@ class Property(Protocol):
         ...
 
 
-class Splitter(Protocol):
+class Bisector(Protocol):
+    """Divides cases of several levels."""
+
+    def bisect(self, case: Case) -> tuple[Case, ...]:
+        """The parts of a case of several levels; together they cover it."""
+        ...
+
+    def levels(self, case: Case) -> tuple[Case, ...]:
+        """The single levels of a case; together they are the case's violations."""
+        ...
+
+
+class Splitter(Bisector, Protocol):
     """Makes and bisects the cases of one property on one network."""
 
     @property
@@ -59,14 +71,6 @@ class Splitter(Protocol):
 
     def cases(self) -> tuple[Case, ...]:
         """Cases that together cover every violation; empty if none is possible."""
-        ...
-
-    def bisect(self, case: Case) -> tuple[Case, ...]:
-        """The parts of a case of several levels; together they cover it."""
-        ...
-
-    def levels(self, case: Case) -> tuple[Case, ...]:
-        """The single levels of a case; together they are the case's violations."""
         ...
 
     def objectives(self, case: Case) -> tuple[Case, ...]:

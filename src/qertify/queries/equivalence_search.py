@@ -1,0 +1,438 @@
+"""The engines on an equivalence query: enumeration, attack on the difference, joint bounds, branch and bound."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qertify.attack.annealing import anneal
+from qertify.attack.gradient import random_starts, signed_gradient
+from qertify.attack.lattice import descend
+from qertify.bounds.difference import Joint, compile_difference
+from qertify.bounds.dual import prove
+from qertify.bounds.interior_point import InteriorPoint
+from qertify.bounds.pairing import find_pairs
+from qertify.errors import UnsupportedModelError
+from qertify.network.network import Network
+from qertify.network.real import RealNetwork
+from qertify.network.real_error import float64_error
+from qertify.network.tensor import IntegerArray
+from qertify.options import Method, Options
+from qertify.queries.difference_rows import ClassRows, DifferenceRows
+from qertify.result import Evidence, Reason
+from qertify.runtimes.float32 import Float32Array
+from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
+from qertify.search.portfolio import one_thread
+from qertify.specification.cases import Case
+
+if TYPE_CHECKING:
+    from qertify.queries.equivalence import EquivalenceQuery, Judge, Outputs
+
+SAMPLES = 24
+ENUMERATION_LIMIT = 1 << 17
+"""Most inputs of a grid that are simply enumerated."""
+ENUMERATION_CHUNK = 1 << 12
+RESTARTS, STEPS = 16, 40
+"""Of the attack on each output and sign."""
+DESCENTS, ROUNDS = 6, 60
+"""Best points of the attack that local search improves, and its rounds."""
+CHAINS, MOVES, ANNEALING_SECONDS = 48, 2000, 4.0
+"""Of simulated annealing, from the attack's best points."""
+OPTIMISED_UNITS = 1500
+"""Most units for which multipliers are optimised while the program is built."""
+POLISH_STEPS, POLISH_REACH = 8, 0.1
+ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
+CLOSE = Fraction(1, 10**6)
+"""Relative distance of attained and proved differences that ends the search for the least delta."""
+
+Found = tuple[Float32Array, IntegerArray, "Outputs"]
+
+
+@dataclass(slots=True)
+class Finding:
+    """What the search found out.
+
+    Attributes:
+        proved, refuted: the answer; neither means unknown.
+        found: the input to report.
+        attained, bound: |original − quantized| reaches the first and never exceeds the second, where known.
+    """
+
+    proved: bool = False
+    refuted: bool = False
+    found: Found | None = None
+    attained: Fraction | None = None
+    bound: Fraction | None = None
+    evidence: Evidence | None = None
+    reason: Reason | None = None
+    method: str = ""
+    nodes: int = 0
+    explanation: list[str] = field(default_factory=list[str])
+
+    def interval(self) -> tuple[float, float | None] | None:
+        """[attained, bound], rounded outwards."""
+        from qertify.queries.equivalence import rounded
+
+        if self.attained is None or self.attained < 0:
+            return None
+        return rounded(self.attained, up=False), None if self.bound is None else rounded(self.bound, up=True)
+
+
+class _NoLevels:
+    """Cases here are single; there is nothing to bisect."""
+
+    def bisect(self, case: Case) -> tuple[Case, ...]:
+        return (case,)
+
+    levels = bisect
+
+
+def search(
+    query: EquivalenceQuery,
+    judge: Judge,
+    margin: Fraction,
+    options: Options,
+    say: Callable[[str], None],
+    deadline: float | None,
+) -> Finding:
+    """Decide the query; ``margin`` bounds how far the original's outputs may be off from real arithmetic."""
+    with one_thread():
+        found = _Search(query, judge, margin, options, say, deadline)
+        return found.run()
+
+
+class _Search:
+    def __init__(
+        self,
+        query: EquivalenceQuery,
+        judge: Judge,
+        margin: Fraction,
+        options: Options,
+        say: Callable[[str], None],
+        deadline: float | None,
+    ) -> None:
+        self._query, self._judge, self._margin, self._options = query, judge, margin, options
+        self._show, self._deadline = say, deadline
+        self._finding = Finding()
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self._exact = not isinstance(query.original, Network) or query.original.exactness == "exact"
+        self._exact = self._exact and query.quantized.exactness == "exact"
+        self._differences = DifferenceRows(query.original, query.quantized, query.outputs)
+        self._classes = ClassRows(query.original, query.quantized)
+
+    def _late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _say(self, line: str) -> None:
+        self._finding.explanation.append(line)
+        self._show(line)
+
+    def _refuted(self) -> bool:
+        """Whether the judge has seen a counterexample; an enclosure's does not count, since the runtime may differ."""
+        if not self._exact:
+            return False
+        if self._query.top1:
+            return self._judge.disagreement is not None
+        return self._query.delta is not None and self._judge.attained > self._query.delta + self._margin
+
+    def run(self) -> Finding:
+        finding, method = self._finding, self._options.method
+        if method is Method.ILP:
+            raise UnsupportedModelError("", "equivalence", None, "method ilp does not cover equivalence")
+        self._sample()
+        if self._refuted():
+            finding.method = "sampling"
+        elif not self._enumerate():
+            self._analyse()
+        judge = self._judge
+        if self._exact and judge.attained >= 0:
+            finding.attained = judge.attained
+        if self._refuted():
+            finding.refuted, finding.proved = True, False
+            finding.found = judge.disagreement if self._query.top1 else judge.worst
+        elif self._query.delta is None and not self._query.top1 and finding.bound is not None and self._exact:
+            finding.found = judge.worst
+            finding.proved = finding.bound <= judge.attained * (1 + CLOSE)
+        if not finding.proved and not finding.refuted and finding.reason is None:
+            finding.reason = Reason.TIMEOUT if self._late() else Reason.UNSUPPORTED if self._exact else Reason.ENCLOSURE
+        return finding
+
+    def _sample(self) -> None:
+        """The middle and random points of the region."""
+        box, inputs = self._query.inputs.box, self._query.inputs
+        random = np.random.default_rng(self._options.seed)
+        if inputs.low is None or inputs.high is None:
+            codes = random.integers(box.low, box.high + 1, (SAMPLES, *box.low.shape))
+            codes[0] = (box.low + box.high) // 2
+            x = inputs.stand_for(codes)
+        else:
+            low, high = inputs.low.astype(np.float64), inputs.high.astype(np.float64)
+            mix = random.random((SAMPLES, *low.shape))
+            mix[0] = 0.5
+            x = np.clip((low + mix * (high - low)).astype(np.float32), inputs.low, inputs.high)
+            codes = inputs.quantize(x)
+        self._judge.judge(x, codes)
+
+    def _enumerate(self) -> bool:
+        """Every input of a small grid; False if it is not small."""
+        query, finding = self._query, self._finding
+        box, inputs = query.inputs.box, query.inputs
+        exhaustive = self._options.method in (Method.AUTO, Method.BAB)
+        if not (inputs.is_grid and exhaustive and self._exact and box.size <= ENUMERATION_LIMIT):
+            return False
+        chosen = list(query.outputs)
+        error = np.zeros(query.quantized.output_size)
+        if isinstance(query.original, RealNetwork):
+            ends = inputs.stand_for(np.stack([box.low, box.high])).astype(np.float64)
+            error = float64_error(query.original, ends[0], ends[1])[query.original.output.name].reshape(-1)
+        agree = True
+        for start in range(0, box.size, ENUMERATION_CHUNK):
+            if self._late():
+                return True
+            codes = box.points(start, start + ENUMERATION_CHUNK)
+            x = inputs.stand_for(codes)
+            left, right = self._judge.estimates(x, codes)
+            allowance = error + 1e-12 * (np.abs(left) + np.abs(right))
+            size = (np.abs(left - right) + allowance)[:, chosen].max(axis=1)
+            for row in np.flatnonzero(size > float(self._judge.attained)):
+                if size[row] > float(self._judge.attained):
+                    self._judge.consider(x[row], codes[row])
+            if query.top1:
+                top = np.sort(left, axis=1)
+                doubtful = (top[:, -1] - top[:, -2]) <= 4 * allowance.max(axis=1)
+                for row in np.flatnonzero(doubtful | (left.argmax(axis=1) != right.argmax(axis=1))):
+                    outputs = self._judge.exactly(x[row], codes[row])
+                    own, other = outputs.predicted()
+                    if own != other:
+                        self._judge.disagreement = self._judge.disagreement or (x[row], codes[row], outputs)
+                        agree = False
+                        break
+            if self._refuted():
+                break
+        else:
+            finding.bound, finding.evidence = self._judge.attained, Evidence.EXACT_SEARCH
+            if query.top1:
+                finding.proved = agree and not self._margin
+            elif query.delta is not None:
+                finding.proved = self._judge.attained + self._margin <= query.delta
+        finding.method = "enumeration"
+        self._say(f"enumeration: {box.size} inputs, largest difference {float(self._judge.attained):.6g}")
+        return True
+
+    def _compile(self) -> Joint:
+        query = self._query
+        box, inputs = query.inputs.box, query.inputs
+        random = np.random.default_rng(self._options.seed)
+        reach = np.maximum((query.quantized.input.high - query.quantized.input.low) // 4, box.high - box.low)
+        noise = random.integers(-reach, reach + 1, (SAMPLES, *box.low.shape))
+        codes = np.concatenate(
+            [random.integers(box.low, box.high + 1, (SAMPLES, *box.low.shape)), (box.low + box.high) // 2 + noise]
+        )
+        codes = np.clip(codes, query.quantized.input.low, query.quantized.input.high)
+        left = inputs.stand_for(codes).astype(np.float64) if isinstance(query.original, RealNetwork) else codes
+        pairs = find_pairs(query.original, query.quantized, left, codes)
+        joint = compile_difference(
+            query.original,
+            query.quantized,
+            box,
+            inputs.relation if isinstance(query.original, RealNetwork) else None,
+            pairs,
+            self._classes if query.top1 else self._differences,
+            OPTIMISED_UNITS,
+            self._late,
+        )
+        self._say(f"joint program: {len(joint.program.units)} units and rows, {len(pairs)} pair(s) of layers")
+        return joint
+
+    def _analyse(self) -> None:
+        joint = self._compile()
+        self._relaxer = InteriorPoint(joint.program, self._late)
+        if self._query.top1:
+            self._decide_class(joint)
+        else:
+            self._decide_difference(joint)
+
+    def _decide_difference(self, joint: Joint) -> None:
+        query, finding, rows = self._query, self._finding, self._differences
+        program, bits = joint.program, joint.output_bits
+        every = [(row, sign) for row in range(len(query.outputs)) for sign in (1, -1)]
+        cases = rows.cases(dict.fromkeys(every, 0))
+        self._attack(joint, cases)
+        if self._refuted() or self._options.method is Method.ATTACK:
+            finding.method = "attack"
+            return
+        domains = root_domains(program, list(cases))
+        if query.delta is not None:
+            allowed = query.delta - self._margin
+            domains.limit[:] = torch.tensor([float(rows.limit(row, allowed, bits)) for row, _ in every], dtype=torch.float64)
+        relaxation = self._relaxer.relax(domains, ROOT_ITERATIONS, ROOT_ACCURACY)
+        margins = prove(program, domains, relaxation.multipliers).margin
+        bounds = [
+            max(rows.difference(row, bound, bits), Fraction(0)) if np.isfinite(bound) else None
+            for (row, _), bound in zip(every, (margins + domains.limit).tolist(), strict=True)  # one less than ⌈g⌉: below g
+        ]
+        known = [bound for bound in bounds if bound is not None]
+        finding.bound = max(known) + self._margin if len(known) == len(bounds) else None
+        finding.method, finding.evidence = "bounds", Evidence.EXACT_BOUNDS
+        self._candidates(joint, relaxation.inputs, domains.objective)
+        self._say(f"bounds: at most {_text(finding.bound)}, at least {float(self._judge.attained):.6g}")
+        if self._refuted() or self._options.method is Method.BOUNDS:
+            finding.proved = bool((margins >= 0).all()) and query.delta is not None
+            return
+        if query.delta is not None:
+            limits = {key: rows.limit(key[0], query.delta - self._margin, bits) for key in every}
+            left = {key: limits[key] for key, margin in zip(every, margins.tolist(), strict=True) if margin < 0}
+            finding.proved = not left or self._search(joint, rows.cases(left), self._deadline, query.delta + self._margin)
+            if finding.proved and left:
+                finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
+            return
+        self._squeeze(joint, dict(zip(every, bounds, strict=True)))
+
+    def _squeeze(self, joint: Joint, bounds: dict[tuple[int, int], Fraction | None]) -> None:
+        """Bring the proved difference down towards the attained one, by searches for differences in between."""
+        finding, judge = self._finding, self._judge
+        share = Fraction(1, 2)
+        patience = 2.0
+        while finding.bound is not None and not self._late():
+            attained = judge.attained + self._margin
+            if finding.bound <= attained * (1 + CLOSE):
+                return
+            aim = attained + (finding.bound - attained) * share
+            if finding.bound - attained < attained / 10**4:
+                aim = attained
+            limits = {
+                key: self._differences.limit(key[0], aim - self._margin, joint.output_bits)
+                for key, bound in bounds.items()
+                if bound is None or bound > aim - self._margin
+            }
+            until = time.monotonic() + patience
+            deadline = until if self._deadline is None else min(until, self._deadline)
+            seen = judge.attained
+            if self._search(joint, self._differences.cases(limits), deadline, aim - self._margin):
+                bounds = {key: aim - self._margin if key in limits else bound for key, bound in bounds.items()}
+                finding.bound, finding.evidence, finding.method = aim, Evidence.EXACT_SEARCH, "bab"
+                self._say(f"search: at most {_text(finding.bound)}, {finding.nodes} domains")
+            elif judge.attained > seen:
+                self._say(f"search: at least {float(judge.attained):.6g}, {finding.nodes} domains")
+            elif share < Fraction(15, 16):
+                share = (1 + share) / 2
+            else:
+                patience *= 4
+
+    def _decide_class(self, joint: Joint) -> None:
+        finding, program = self._finding, joint.program
+        cases = self._classes.cases(self._margin, joint.output_bits)
+        self._attack_classes(joint)
+        if self._refuted() or self._options.method is Method.ATTACK:
+            finding.method = "attack"
+            return
+        domains = root_domains(program, list(cases))
+        possible = (domains.low <= domains.high).all(-1)
+        open_ = [case for case, here in zip(cases, possible.tolist(), strict=True) if here]
+        if open_:
+            domains = domains.pick(possible)
+            relaxation = self._relaxer.relax(domains, ROOT_ITERATIONS)
+            margins = prove(program, domains, relaxation.multipliers).margin
+            open_ = [case for case, margin in zip(open_, margins.tolist(), strict=True) if margin < 0]
+            self._candidates(joint, relaxation.inputs, domains.objective)
+        finding.method, finding.evidence = "bounds", Evidence.EXACT_BOUNDS
+        self._say(f"bounds: {len(open_)} of {len(cases)} pairs of classes stay open")
+        finding.proved = not open_
+        if open_ and not self._refuted() and self._options.method is not Method.BOUNDS:
+            finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
+            finding.proved = self._search(joint, tuple(open_), self._deadline, None)
+
+    def _attack_classes(self, joint: Joint) -> None:
+        """Push one network's winner across its boundary while the other's stays: mixes of the two rows of a pair."""
+        program = joint.program
+        outputs = program.output_units()
+        pairs = len(outputs) // 2
+        sizes = torch.maximum(program.low.abs(), program.high.abs()).clamp(min=1)
+        objective = torch.zeros(4 * pairs, len(program.units), dtype=torch.float64)
+        for pair in range(pairs):
+            own, other = outputs[pair], outputs[pairs + pair]
+            for index, (a, b) in enumerate(((1, -1), (-1, 1), (1, 1), (-1, -1))):
+                objective[4 * pair + index, own] = a / sizes[own]
+                objective[4 * pair + index, other] = b / sizes[other]
+        starts = random_starts(program, 4, self._generator).repeat(len(objective), 1)
+        points, _ = signed_gradient(
+            program, starts, objective.repeat_interleave(4, 0), STEPS // 2, self._generator, late=self._late
+        )
+        self._judge.judge(*self._query.inputs.points(joint, points.numpy()))
+
+    def _attack(self, joint: Joint, cases: tuple[Case, ...]) -> None:
+        program = joint.program
+        domains = root_domains(program, list(cases))
+        starts = random_starts(program, RESTARTS, self._generator)
+        points, reached = signed_gradient(
+            program,
+            starts.repeat(len(domains), 1),
+            domains.objective.repeat_interleave(RESTARTS, 0),
+            STEPS,
+            self._generator,
+            late=self._late,
+        )
+        self._judge.judge(*self._query.inputs.points(joint, points.numpy()))
+        best, which = reached.view(len(domains), RESTARTS).min(1)
+        for case in best.argsort()[:DESCENTS].tolist():
+            if self._refuted() or self._late():
+                break
+            start = points[case * RESTARTS + int(which[case])]
+            path = descend(program, start, domains.objective[case], ROUNDS, self._late)
+            self._judge.judge(*self._query.inputs.points(joint, path.numpy()))
+        if not self._refuted() and not self._late():
+            chosen = best.argsort()[:DESCENTS].repeat_interleave(CHAINS // DESCENTS)
+            ranked = reached.view(len(domains), RESTARTS).argsort(1)[chosen, torch.arange(len(chosen)) % RESTARTS]
+            pause = time.monotonic() + ANNEALING_SECONDS
+            ends = anneal(
+                program,
+                points[chosen * RESTARTS + ranked],
+                domains.objective[chosen],
+                MOVES,
+                self._generator,
+                lambda: self._late() or time.monotonic() > pause,
+            )
+            self._judge.judge(*self._query.inputs.points(joint, ends.numpy()))
+        self._say(f"attack: a difference of {float(self._judge.attained):.6g}")
+
+    def _candidates(self, joint: Joint, inputs: Tensor, objective: Tensor) -> None:
+        """Judge the ends of short descents from points of a relaxation."""
+        inside = joint.program.inside_box(torch.nan_to_num(inputs).round())
+        points, _ = signed_gradient(joint.program, inside, objective, POLISH_STEPS, self._generator, POLISH_REACH, self._late)
+        self._judge.judge(*self._query.inputs.points(joint, points.numpy()))
+
+    def _search(self, joint: Joint, cases: tuple[Case, ...], deadline: float | None, target: Fraction | None) -> bool:
+        """Branch and bound; True if the cases are excluded. Stops at a difference above the target, or a disagreement."""
+        judge = self._judge
+
+        def replay(candidates: Tensor, objective: Tensor) -> IntegerArray | None:
+            self._candidates(joint, candidates, objective)
+            found = judge.disagreement if target is None else judge.worst if judge.attained > target else None
+            return None if found is None or not self._exact else found[1].reshape(-1)
+
+        def leaf(_case: Case, _low: Tensor, _high: Tensor) -> LeafAnswer:
+            return LeafAnswer(Closure.OPEN)
+
+        tree = BranchAndBound(joint.program, _NoLevels(), cases, replay, leaf, memory=self._options.memory)
+        last = time.monotonic()
+
+        def report(progress: BranchAndBound) -> None:
+            nonlocal last
+            if time.monotonic() - last > 1:
+                last = time.monotonic()
+                self._show(f"search: {progress.nodes} domains bounded, {progress.open} open")
+
+        outcome = tree.run(deadline, report=report)
+        self._finding.nodes += outcome.nodes
+        return outcome.proved
+
+
+def _text(value: Fraction | None) -> str:
+    return "nothing known" if value is None else f"{float(value):.6g}"

@@ -91,5 +91,5 @@ class Notary:
         try:
             save(make(), self._path)
             say(f"certificate: {self._path}, {self._path.stat().st_size / 1000:.0f} kB")
-        except (CertificateError, UnsupportedModelError) as error:
-            say(f"{self._path} is not written: {error}")
+        except (CertificateError, UnsupportedModelError, OverflowError, MemoryError) as error:  # the verdict stands
+            say(f"{self._path} is not written: {error or type(error).__name__}")

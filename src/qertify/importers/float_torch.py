@@ -6,7 +6,7 @@ import io
 import os
 from typing import Any
 
-from qertify.errors import InvalidInputError, InvalidNetworkError, MissingExtraError, ModelFileError, UnsupportedModelError
+from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers.float_torch_operators import OPERATORS, VIEWS, Lowering, fold
 from qertify.importers.pt2_file import Call, ExportedGraph, Reference, parse_exported, read_exported
 from qertify.network.real import RealNetwork
@@ -26,10 +26,8 @@ def import_torch_float(module: Any, example_input: Any) -> RealNetwork:
         InvalidInputError: a module in training mode, or an example that is no batch of float32 inputs.
         UnsupportedModelError: torch.export can't trace it, or an operator is not piecewise linear; names it.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("importing torch modules", "torch") from error
+    import torch
+
     if module.training:
         raise InvalidInputError("the module is in training mode; call module.eval() first")
     example = torch.as_tensor(example_input)

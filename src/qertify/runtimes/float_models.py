@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError
+from qertify.errors import InvalidInputError, ModelFileError
 from qertify.importers.keras_fixed_point import read_layers
 from qertify.importers.pt2_file import Call, ExportedGraph, Reference, read_exported
 from qertify.runtimes.float32 import Float32Array
@@ -84,10 +84,8 @@ _SHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze",
 
 
 def _torch(path: PathLike) -> tuple[str, Run]:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtraError("running torch.export files", "torch") from error
+    import torch
+
     graph = read_exported(path)
     constants = {name: torch.from_numpy(array) for name, array in graph.constants.items()}
 

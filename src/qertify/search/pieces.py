@@ -98,6 +98,7 @@ def robustness(desk: Desk, context: Message, deadline: float | None, stopped: Ca
         question = replace(prepared, deadline=deadline, stopped=stopped, processes=processes, decision=Decision(), run=run)
         assert question.program is not None
         yield Bench(question.program, question.splitter, question.polish, partial(solve_leaf, question))
+    prepared.next_descent = question.next_descent  # local search pauses between pieces as it does within one
 
 
 RECIPES: dict[str, Recipe] = {"robustness": robustness}
@@ -128,7 +129,8 @@ def _prepared(network: Network, options: Options, text: str) -> Question:
         Decision(),
         SolverProcesses(),
     )
-    if not compile_cases(question) or question.program is None or len(question.program.units) != context["units"]:
+    made = compile_cases(question, operators=False)
+    if not made or question.program is None or len(question.program.units) != context["units"]:
         raise WorkerError("the worker makes another program of the question than the driver")
     rows = [unpack_rows(text, 1, context["units"])[0].to(options.device) for text in context["ranges"]]
     question.program = replace(question.program, low=rows[0], high=rows[1])

@@ -50,8 +50,7 @@ class Shared:
         program, splitter, gains: of the search.
         deadline: of `time.monotonic`.
         stopped: polled; once it is true, the search ends as at the deadline.
-        say: gets one line a piece.
-        record: gets each finished piece, for statistics.
+        say: gets one line a piece: which pieces it came from, what it began with and handed in; together the split tree.
     """
 
     context: Message
@@ -61,33 +60,6 @@ class Shared:
     deadline: float | None
     stopped: Callable[[], bool]
     say: Callable[[str], None]
-    record: Callable[[PieceRecord], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PieceRecord:
-    """One piece, as it went.
-
-    Attributes:
-        number: from 1, in the order of sending.
-        parents: numbers of the pieces that its domains came from; 0 is the search before any.
-        domains, nodes, left: domains it began with, bounded, and handed in.
-        seconds: that the worker took, of ``waited`` until the reply was here.
-    """
-
-    number: int
-    parents: tuple[int, ...]
-    domains: int
-    nodes: int
-    left: int
-    seconds: float
-    waited: float
-    stopped: bool
-
-    def __str__(self) -> str:
-        origin = ", ".join(map(str, self.parents))
-        end = "closed" if not self.left else f"{self.left} left" + (", shared" if self.stopped else "")
-        return f"piece {self.number} (of {origin}): {self.domains} domains, {self.nodes} bounded, {end}, {self.seconds:.2f} s"
 
 
 @dataclass(slots=True, eq=False)
@@ -297,14 +269,12 @@ class _Driver:
         state.busy += message["seconds"]
         state.leaf_solvers |= set(message["leaf_solvers"])
         self._take_in(sent.number, sent.generation + (not sent.stopped), left)
-        parents = tuple(sorted({number for number, _, _ in sent.items}))
-        waited = time.monotonic() - sent.since
-        record = PieceRecord(
-            sent.number, parents, len(sent.items), message["nodes"], len(left), message["seconds"], waited, sent.stopped
+        origin = ", ".join(map(str, sorted({number for number, _, _ in sent.items})))
+        end = "closed" if not left else f"{len(left)} left" + (", shared" if sent.stopped else "")
+        self.shared.say(
+            f"piece {sent.number} (of {origin}): {len(sent.items)} domains, {message['nodes']} bounded, {end}, "
+            f"{message['seconds']:.2f} s"
         )
-        self.shared.say(str(record))
-        if self.shared.record is not None:
-            self.shared.record(record)
         found = message["counterexample"]
         return None if found is None else np.array(found, dtype=np.int64)
 

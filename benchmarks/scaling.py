@@ -1,0 +1,279 @@
+"""How far does it scale? Real piece times, replayed on any number of simulated workers.
+
+    python -m benchmarks.scaling record --out pieces.json --count 30 --timeout 20
+    python -m benchmarks.scaling replay pieces.json --questions 10000 --plot scaling.svg
+    python -m benchmarks.scaling ratio --model mnist_1blk_100_in_8_qu_6 --count 12
+
+`record` answers hard published questions in this process, with the searches cut into short pieces, and writes down the time of
+every piece and which pieces it came from; and it measures what a piece costs that does nothing. `replay` schedules whole
+campaigns of such questions on 1 … 1,024 workers as the runner does: a worker a question, and where workers have nothing to do
+any more, the longest questions are cut into their pieces. `ratio` times a radius campaign with one and with two workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.published_tasks import images, published_network, tasks
+
+from qertify.campaign.runner import ENOUGH_IDLE, HELP_AFTER, HELPERS
+from qertify.importers.registry import ImportOptions
+from qertify.network.storage import save
+from qertify.options import Options
+from qertify.parallel.executor import InProcess, first_done
+from qertify.parallel.processes import Processes
+from qertify.parallel.worker import Desk, greeting
+from qertify.queries.pieces import question_piece, search_piece
+from qertify.queries.robustness import local_robustness, verify
+from qertify.search import sharing
+
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+HANDS, BUDGET = 16, 0.25
+"""Into how many hands the recorded searches are dealt, and seconds of their pieces."""
+PIECE = re.compile(r"piece (\d+) \(of ([\d, ]+)\): .* ([\d.]+) s")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One recorded question.
+
+    Attributes:
+        head: seconds before its search is shared.
+        pieces: (parents, seconds) of each; a parent is the number of an earlier piece, 0 the head.
+    """
+
+    name: str
+    head: float
+    pieces: tuple[tuple[tuple[int, ...], float], ...]
+
+    @property
+    def seconds(self) -> float:
+        """All of its work."""
+        return self.head + sum(seconds for _, seconds in self.pieces)
+
+
+def record(arguments: argparse.Namespace) -> None:
+    sharing.FIRST_BUDGET, sharing.GROWTH, sharing.LARGEST_BUDGET = BUDGET, 1.0, BUDGET
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for model, sample, radius, *_ in tasks(arguments):
+            network = published_network(model)
+            save(network, Path(folder) / "m.qnet")
+            desk = Desk(greeting(Path(folder) / "m.qnet", ImportOptions(), Options()))
+            pixels, labels = images("fashion-mnist" if "fashion" in model else "mnist")
+            query = local_robustness(network, np.minimum(pixels[sample], network.input.high), radius, label=int(labels[sample]))
+            lines: list[str] = []
+            start = time.perf_counter()
+            executor = InProcess(desk.answer, ready=HANDS, size=HANDS)
+            result = verify(query, Options(timeout=arguments.timeout), lines.append, executor=executor)
+            seconds = time.perf_counter() - start
+            pieces = sorted((int(m[1]), m[2], float(m[3])) for m in map(PIECE.fullmatch, lines) if m is not None)
+            number = {piece: place for place, (piece, _, _) in enumerate(pieces, 1)} | {0: 0}
+            rows = [[[number[int(parent)] for parent in parents.split(", ")], taken] for _, parents, taken in pieces]
+            head = max(0.0, seconds - sum(taken for _, _, taken in pieces))
+            name = f"{model} {sample} {radius} {result.verdict.value}"
+            found.append({"name": name, "head": head, "pieces": rows})
+            print(f"{name}: {head:.2f} s, then {len(rows)} pieces, {sum(row[1] for row in rows):.2f} s", flush=True)
+        overhead = message_seconds(Path(folder))
+    arguments.out.write_text(json.dumps({"overhead": overhead, "questions": found}))
+    print(f"a piece that does nothing costs {overhead * 1e3:.2f} ms of the driver and the pipe")
+
+
+def message_seconds(folder: Path, count: int = 300) -> float:
+    """Wall time that a piece costs beyond its work: there and back, through a real worker process."""
+    network = published_network("mnist_1blk_64_in_8_qu_4.h5")
+    save(network, folder / "m.qnet")
+    first = greeting(folder / "m.qnet", ImportOptions(), Options())
+    centre = np.minimum(images("mnist")[0][0], network.input.high)
+    piece = question_piece(local_robustness(network, centre, 0))
+    desk = Desk(first)
+    start = time.perf_counter()
+    for _ in range(count):
+        desk.answer(piece, lambda: False)
+    alone = time.perf_counter() - start
+    with closing(Processes(1, first, network.digest)) as executor:
+        executor.submit(piece).result()
+        start = time.perf_counter()
+        for _ in range(count):
+            executor.submit(piece).result()
+        return max((time.perf_counter() - start - alone) / count, 1e-4)
+
+
+def makespan(question: Question, workers: int, overhead: float) -> float:
+    """Seconds until its pieces are done on so many workers, which are given pieces as these become ready."""
+    waiting = [len(parents) for parents, _ in question.pieces]
+    children: list[list[int]] = [[] for _ in range(len(question.pieces) + 1)]
+    for place, (parents, _) in enumerate(question.pieces):
+        for parent in parents:
+            children[parent].append(place)
+    ready: list[int] = []
+    done = [(0.0, -1)]
+    free, end = workers, 0.0
+    while done:
+        now, finished = heapq.heappop(done)
+        end = now
+        free += finished >= 0
+        for place in children[finished + 1]:
+            waiting[place] -= 1
+            if not waiting[place]:
+                ready.append(place)
+        while free and ready:
+            place = ready.pop(0)
+            free -= 1
+            heapq.heappush(done, (now + overhead + question.pieces[place][1], place))
+    return end
+
+
+def campaign(questions: Sequence[Question], workers: int, overhead: float, shared: bool) -> float:
+    """Seconds until all questions are answered; the driver handles one message after the other."""
+    running: list[tuple[float, float, int]] = []
+    driver = end = 0.0
+    for number, question in enumerate(questions):
+        now = heapq.heappop(running)[0] if len(running) == workers else 0.0
+        end = max(end, now)
+        driver = max(driver, now) + overhead
+        heapq.heappush(running, (driver + question.seconds, driver, number))
+    while running:  # nothing waits any more
+        now = running[0][0]
+        idle = workers - len(running)
+        if shared and idle >= ENOUGH_IDLE:
+            longest = sorted(running, key=lambda entry: entry[1])[:HELPERS]
+            for entry in longest:
+                finish, since, number = entry
+                begin = max(now, since + HELP_AFTER)
+                question = questions[number]
+                helped = begin + question.head + makespan(question, max(1, idle // len(longest)), overhead)
+                if helped < finish:
+                    running.remove(entry)
+                    running.append((helped, float("inf"), number))
+            heapq.heapify(running)
+        end = max(end, heapq.heappop(running)[0])
+    return end
+
+
+def replay(arguments: argparse.Namespace) -> None:
+    data = json.loads(arguments.pieces.read_text())
+    known = [
+        Question(item["name"], item["head"], tuple((tuple(parents), seconds) for parents, seconds in item["pieces"]))
+        for item in data["questions"]
+    ]
+    rng = random.Random(arguments.seed)
+    drawn = rng.choices(known, k=arguments.questions) if arguments.questions else known
+    total, longest = sum(question.seconds for question in drawn), max(question.seconds for question in drawn)
+    overhead = data["overhead"] if arguments.overhead is None else arguments.overhead
+    print(f"{len(known)} recorded questions, {len(drawn)} asked: {total:.0f} s of work, the longest {longest:.1f} s")
+    print(f"{overhead * 1e3:.2f} ms a message")
+    print(f"{'workers':>8} {'seconds':>9} {'speed-up':>9} {'efficiency':>11} {'one tier':>9}")
+    rows: list[tuple[int, float, float]] = []
+    for workers in WORKERS:
+        seconds = campaign(drawn, workers, overhead, True)
+        one_tier = campaign(drawn, workers, overhead, False)
+        rows.append((workers, total / seconds, total / seconds / workers))
+        print(f"{workers:>8} {seconds:>9.1f} {rows[-1][1]:>9.1f} {rows[-1][2]:>11.1%} {total / one_tier / workers:>9.1%}")
+    saturated = next((workers for workers, _, efficiency in rows if efficiency < 0.85), None)
+    busy, tail = len(drawn) * overhead, min(question.head for question in drawn)
+    print(
+        "efficiency stays above 85 %" if saturated is None else f"efficiency falls below 85 % at {saturated} workers:",
+        f"the driver needs {busy:.1f} s for its messages, the longest question {longest:.1f} s, of which a part can't be cut"
+        f" (its attack and root bounds; at least {tail:.2f} s)",
+    )
+    if arguments.plot is not None:
+        arguments.plot.write_text(plot(rows))
+
+
+def plot(rows: Sequence[tuple[int, float, float]]) -> str:
+    """Speed-up over workers, both logarithmic, with the ideal line and the efficiencies, as SVG."""
+
+    def at(value: float) -> float:
+        return 60 * np.log2(max(value, 1))
+
+    points = " ".join(f"{60 + at(workers):.1f},{660 - at(speed):.1f}" for workers, speed, _ in rows)
+    marks = "".join(
+        f'<text x="{60 + at(workers):.1f}" y="680" text-anchor="middle">{workers}</text>'
+        f'<text x="50" y="{664 - at(workers):.1f}" text-anchor="end">{workers}</text>'
+        f'<circle cx="{60 + at(workers):.1f}" cy="{660 - at(speed):.1f}" r="4" fill="#1f5a99"/>'
+        f'<text x="{66 + at(workers):.1f}" y="{676 - at(speed):.1f}">{efficiency:.0%}</text>'
+        for workers, speed, efficiency in rows
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 740 710" font-family="sans-serif" font-size="12">'
+        '<rect width="740" height="710" fill="white"/><line x1="60" y1="660" x2="660" y2="60" stroke="#bbb"/>'
+        f'<polyline points="{points}" fill="none" stroke="#1f5a99" stroke-width="2"/>{marks}'
+        '<text x="360" y="702" text-anchor="middle">workers</text><text x="60" y="40">speed-up, and efficiency</text></svg>\n'
+    )
+
+
+def ratio(arguments: argparse.Namespace) -> None:
+    """One radius campaign with one and with two workers, in one run."""
+    network = published_network(f"{arguments.model}.h5")
+    pixels, labels = images("mnist")
+    samples = range(arguments.first, arguments.first + arguments.count)
+    pieces = [
+        search_piece(local_robustness(network, np.minimum(pixels[i], network.input.high), 0, label=int(labels[i])), None)
+        for i in samples
+    ]
+    walls: dict[int, float] = {}
+    answers: dict[int, list[Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save(network, Path(folder) / "m.qnet")
+        first = greeting(Path(folder) / "m.qnet", ImportOptions(), Options(timeout=arguments.timeout))
+        for workers in (1, 2):
+            with closing(Processes(workers, first, network.digest)) as executor:
+                executor.prepare()
+                while executor.ready < workers:
+                    time.sleep(0.05)
+                start = time.perf_counter()
+                replies = [executor.submit(piece) for piece in pieces]
+                left = set(replies)
+                while left:
+                    left -= first_done(left, 1.0)
+                walls[workers] = time.perf_counter() - start
+                found = [reply.result()["result"] for reply in replies]
+                answers[workers] = [(item["verified_radius"], item["refuted_radius"]) for item in found]
+                print(f"{workers} worker(s): {walls[workers]:.1f} s for {len(pieces)} radii", flush=True)
+    print(f"ratio {walls[1] / walls[2]:.2f}, same radii: {answers[1] == answers[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("record")
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--model", default="mnist_1blk_100_in_8_qu_6")
+    one.add_argument("--min-radius", type=int, default=3)
+    one.add_argument("--max-radius", type=int, default=6)
+    one.add_argument("--count", type=int, default=30)
+    one.add_argument("--timeout", type=float, default=20.0)
+    one.add_argument("--seed", type=int, default=0)
+    one.set_defaults(run=record, reliability=["consistent", "other"], known=False)
+    two = commands.add_parser("replay")
+    two.add_argument("pieces", type=Path)
+    two.add_argument("--questions", type=int, default=0, help="draw so many with replacement, 0 for those recorded")
+    two.add_argument("--overhead", type=float, help="seconds a message, in place of the measured ones")
+    two.add_argument("--plot", type=Path)
+    two.add_argument("--seed", type=int, default=0)
+    two.set_defaults(run=replay)
+    three = commands.add_parser("ratio")
+    three.add_argument("--model", default="mnist_1blk_100_in_8_qu_6")
+    three.add_argument("--first", type=int, default=0)
+    three.add_argument("--count", type=int, default=12)
+    three.add_argument("--timeout", type=float, default=20.0)
+    three.set_defaults(run=ratio)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -32,7 +32,9 @@ from qertify.cli.common import (
 )
 from qertify.cli.render import render_radius
 from qertify.cli.supervisor import Channel
+from qertify.cli.workers import ClusterOption, SchedulerOption, WorkersOption, sharing
 from qertify.options import Method
+from qertify.parallel.place import parse_place
 from qertify.runtimes.saturation import CpuClass
 from qertify.specification.property import Ties
 from qertify.specification.units import Unit
@@ -69,6 +71,9 @@ def radius_command(
         bool, typer.Option("--accept-solver-claims", help="Take a floating-point solver's claim for a proof.")
     ] = False,
     certificate: CertificateOption = None,
+    workers: WorkersOption = 1,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -76,6 +81,7 @@ def radius_command(
     channel: Channel = context.obj
     options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
     notary = Notary(certificate)
+    place = parse_place(workers, scheduler, cluster)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.question import LabelFlags, RegionFlags, ask
@@ -91,7 +97,10 @@ def radius_command(
     def keep(known: RadiusResult) -> None:
         channel.draft(known.to_json(), as_json)
 
-    with nullcontext(say) if verbose else status_line("searching …") as show:
+    with (
+        sharing(place, model, flags, options, point.network) as executor,
+        nullcontext(say) if verbose else status_line("searching …") as show,
+    ):
         result = maximum_radius(
             point.network,
             point.centre,
@@ -103,6 +112,7 @@ def radius_command(
             progress=show,
             improved=keep,
             decided=notary.keep,
+            executor=executor,
             run=question.run(),
         )
     notary.write_radius(point, result, flags)

@@ -36,7 +36,9 @@ from qertify.cli.common import (
 )
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
+from qertify.cli.workers import ClusterOption, SchedulerOption, WorkersOption, sharing
 from qertify.options import Method, Options
+from qertify.parallel.place import parse_place
 from qertify.result import Reason, Result, Verdict
 from qertify.runtimes.saturation import CpuClass
 from qertify.specification.property import Ties
@@ -44,6 +46,7 @@ from qertify.specification.units import Unit
 
 if TYPE_CHECKING:
     from qertify.cli.question import Question
+    from qertify.parallel.executor import Executor
     from qertify.search.question import Decision
 
 EXIT_STATUS = {Verdict.ROBUST: 0, Verdict.NON_ROBUST: 1, Verdict.MISCLASSIFIED: 1, Verdict.UNKNOWN: 3}
@@ -91,6 +94,9 @@ def verify_command(
         Path | None, typer.Option(metavar="FILE.npy", help="Save a counterexample.", show_default=False)
     ] = None,
     certificate: CertificateOption = None,
+    workers: WorkersOption = 1,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -99,6 +105,7 @@ def verify_command(
     options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
     check_writable(save_counterexample, ".npy", "--save-counterexample")
     notary = Notary(certificate)
+    place = parse_place(workers, scheduler, cluster)
     channel.limit(options.timeout, options.memory)
     stopped = Result(
         "", "", Verdict.UNKNOWN, -1, radius or "", (radius_unit or Unit.LEVELS).value, 0.0, method.value,
@@ -131,7 +138,8 @@ def verify_command(
     )
     channel.draft(stopped.to_json(), as_json)
     try:
-        result = question.confirm(_decide(question, notary.options(options), channel, verbose, notary.keep_one))
+        with sharing(place, model, flags, options, query.network) as executor:
+            result = question.confirm(_decide(question, notary.options(options), channel, verbose, notary.keep_one, executor))
     except MemoryError:
         result = replace(stopped, reason=Reason.MEMORY)
     answer = result.to_json()
@@ -144,7 +152,12 @@ def verify_command(
 
 
 def _decide(
-    question: Question, options: Options, channel: Channel, verbose: bool, decided: Callable[[Decision], None] | None
+    question: Question,
+    options: Options,
+    channel: Channel,
+    verbose: bool,
+    decided: Callable[[Decision], None] | None,
+    executor: Executor | None,
 ) -> Result:
     """Run the engines on what is left of the time."""
     from qertify.queries.robustness import verify
@@ -156,7 +169,7 @@ def _decide(
             channel.progress(line)
             show(line)
 
-        return verify(question.query, within(options, left), progress, decided, run=question.run())
+        return verify(question.query, within(options, left), progress, decided, executor, question.run())
 
 
 def _save(path: Path, result: Result, shape: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ import argparse
 import csv
 import json
 import resource
+import shlex
 import statistics
 import sys
 import tempfile
@@ -281,7 +282,7 @@ def main() -> None:
                 runs.append(ask(rung, task, arguments.limit, arguments.seed, processes))
             if arguments.verbose:
                 print(asdict(runs[-1]), flush=True)
-    print(f"python -m benchmarks.ablation {' '.join(sys.argv[1:])}".rstrip())
+    print(shlex.join(["python", "-m", "benchmarks.ablation", *sys.argv[1:]]))
     print(f"tasks left out because interval arithmetic settles them: {trivial[True]} of {trivial.total()}")
     print(*report(runs, [rung.name for rung in ladder], arguments.limit), sep="\n")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from qertify.errors import UnsupportedModelError
 from qertify.importers.lowering import Builder, Codes
 from qertify.importers.torch_graph import Operation, Traced
 from qertify.network.tensor import IntegerArray, QuantizationParameters
@@ -135,13 +134,3 @@ def random_sample(tensor: torch.Tensor) -> tuple[IntegerArray, torch.Tensor]:
     quantized = torch.ops.aten._make_per_tensor_quantized_tensor(memory, tensor.q_scale(), tensor.q_zero_point())
     sample = quantized.as_strided(tensor.shape, tensor.stride())
     return sample.int_repr()[0].numpy().astype(np.int64), sample
-
-
-def unsupported_engine(engine: str) -> UnsupportedModelError:
-    """Why an engine that torch knows can't be imported."""
-    return UnsupportedModelError(
-        "module",
-        "engine",
-        engine,
-        "its kernels (oneDNN, chosen by shape and CPU) are not reproduced bit for bit; convert the model for fbgemm or qnnpack",
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,28 @@ from qertify.importers.torch_graph import Operation
 from qertify.network.nodes import Window
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.float32 import Float32Array
-from qertify.runtimes.torch_arithmetic import Engine, fbgemm_linear, qnnpack_bias, qnnpack_linear
+from qertify.runtimes.torch_arithmetic import Engine, enclosed_linear, fbgemm_linear, qnnpack_bias, qnnpack_linear
 
 CONVERSION_LIMIT = 1 << 30
 """Largest result before clamping: the kernels convert it to 32 bits, where larger ones would wrap."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """Weight minus its zero point, integer bias, zero point of the input, and the requantization, or bounds of it."""
+
+    weight: IntegerArray
+    bias: IntegerArray
+    zero_point: int
+    requantize: tuple[Requantize, ...]
+
+    @property
+    def exact(self) -> Requantize | None:
+        return self.requantize[0] if len(self.requantize) == 1 else None
+
+    def finish(self, lowering: Lowering, name: str, z: Codes) -> Codes:
+        """The codes of what the builder made: themselves, or the enclosure of an accumulator."""
+        return z if self.exact else lowering.builder.enclose(name, z, self.requantize[0], self.requantize[1], 1 << 31)
 
 
 def _parameters(
@@ -38,8 +57,7 @@ def _parameters(
     x_tensor: torch.Tensor,
     relu: bool,
     groups: int,
-) -> tuple[IntegerArray, IntegerArray, int, Requantize]:
-    """Weight minus its zero point, integer bias, zero point of the input, and the requantization."""
+) -> _Layer:
     quantized, float_bias = packed
     if quantized.dtype is not torch.qint8:
         raise operation.unsupported("weight", f"qint8 weights are needed, not {quantized.dtype}")
@@ -60,19 +78,25 @@ def _parameters(
     bias = np.zeros(channels, dtype=np.float32) if float_bias is None else float_bias.numpy().astype(np.float32)
     (x_scale, x_zero_point), (y_scale, y_zero_point) = scale_of(operation, x_tensor), scale_of(operation, operation.result)
     _check_magnitudes(operation, weight, weight_scale, bias, x_scale, y_scale)
-    if lowering.engine is Engine.FBGEMM:
-        integer_bias = np.zeros(channels, dtype=np.int64)
-        rows = np.stack([weight_scale, bias], axis=1)
-        rows = rows[:1] if np.all(rows == rows[0]) else rows
-        function = fbgemm_linear(x_scale, rows[:, 0], rows[:, 1], y_scale, y_zero_point, per_channel)
-    else:
+    integer_bias = np.zeros(channels, dtype=np.int64)
+    rows = np.stack([weight_scale, bias], axis=1)
+    if lowering.engine is Engine.QNNPACK:
         integer_bias = qnnpack_bias(x_scale, weight_scale, bias)
-        rows = weight_scale[:1] if np.all(weight_scale == weight_scale[0]) else weight_scale
-        function = qnnpack_linear(x_scale, rows, y_scale, y_zero_point)
+        rows = weight_scale[:, None]
+    rows = rows[:1] if np.all(rows == rows[0]) else rows
+    match lowering.engine:
+        case Engine.QNNPACK:
+            functions = [qnnpack_linear(x_scale, rows[:, 0], y_scale, y_zero_point)]
+        case Engine.FBGEMM:
+            functions = [fbgemm_linear(x_scale, rows[:, 0], rows[:, 1], y_scale, y_zero_point, per_channel)]
+        case Engine.X86 | Engine.ONEDNN:
+            scales = x_scale, rows[:, 0], rows[:, 1], y_scale
+            functions = [enclosed_linear(*scales, y_zero_point, upper) for upper in (False, True)]
     _note_kernel(lowering, operation, zero_points, depthwise=groups > 1 and weight.shape[1] == 1)
     low = max(LOW, y_zero_point) if relu else LOW
-    requantize = Requantize(function, len(rows), low, HIGH, quantization_of(operation, operation.result))
-    return weight, integer_bias, x_zero_point, requantize
+    meaning = quantization_of(operation, operation.result)
+    requantize = tuple(Requantize(function, len(rows), low, HIGH, meaning) for function in functions)
+    return _Layer(weight, integer_bias, x_zero_point, requantize)
 
 
 def _check_magnitudes(
@@ -99,11 +123,14 @@ def _check_magnitudes(
 
 
 def _note_kernel(lowering: Lowering, operation: Operation, zero_points: IntegerArray, depthwise: bool) -> None:
-    """The types that the kernel multiplies; qnnpack stores weights as uint8, fbgemm's depthwise kernels add in 16 bits."""
+    """The types that the kernel multiplies; qnnpack stores weights as uint8, fbgemm's depthwise kernels add in 16 bits.
+
+    x86 takes fbgemm's kernels for some shapes.
+    """
     kernel: dict[str, Any] = {"activation": "uint8", "weight": "int8", "weight_zero_point": zero_points.tolist()}
     if lowering.engine is Engine.QNNPACK:
         kernel |= {"weight": "uint8", "weight_zero_point": (zero_points + 128).tolist()}
-    elif depthwise:
+    elif depthwise and lowering.engine is not Engine.ONEDNN:
         kernel["pairs_in_16_bits"] = True
     lowering.kernels[f"{operation.name}/accumulator"] = kernel
 
@@ -111,8 +138,9 @@ def _note_kernel(lowering: Lowering, operation: Operation, zero_points: IntegerA
 def _linear(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     x, tensor = codes_of(operation, operation.arguments["X"])
     packed = torch.ops.quantized.linear_unpack(operation.arguments["W_prepack"])
-    weight, bias, zero_point, requantize = _parameters(lowering, operation, packed, x, tensor, relu, 1)
-    return lowering.builder.dense(operation.name, x, weight, bias, zero_point, requantize)
+    layer = _parameters(lowering, operation, packed, x, tensor, relu, 1)
+    z = lowering.builder.dense(operation.name, x, layer.weight, layer.bias, layer.zero_point, layer.exact)
+    return layer.finish(lowering, operation.name, z)
 
 
 def _convolution(relu: bool, lowering: Lowering, operation: Operation) -> Value:
@@ -123,11 +151,12 @@ def _convolution(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     if ops.conv2d_transpose(packed):
         raise operation.unsupported(None, "transposed convolutions are not supported")
     groups = ops.conv2d_groups(packed)
-    weight, bias, zero_point, requantize = _parameters(lowering, operation, ops.conv2d_unpack(packed), x, tensor, relu, groups)
+    layer = _parameters(lowering, operation, ops.conv2d_unpack(packed), x, tensor, relu, groups)
     (top, left), stride, dilation = ops.conv2d_padding(packed), ops.conv2d_stride(packed), ops.conv2d_dilation(packed)
-    kernel = (weight.shape[2], weight.shape[3])
+    kernel = (layer.weight.shape[2], layer.weight.shape[3])
     window = Window(kernel, (stride[0], stride[1]), (top, left, top, left), (dilation[0], dilation[1]))
-    return lowering.builder.convolution(operation.name, x, weight, bias, window, zero_point, groups, requantize)
+    z = lowering.builder.convolution(operation.name, x, layer.weight, layer.bias, window, layer.zero_point, groups, layer.exact)
+    return layer.finish(lowering, operation.name, z)
 
 
 LINEAR: dict[str, Callable[[Lowering, Operation], Value]] = {

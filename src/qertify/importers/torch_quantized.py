@@ -1,4 +1,7 @@
-"""Quantized PyTorch modules, in memory or in TorchScript files, as fbgemm or qnnpack run them on x86, bit for bit."""
+"""Quantized PyTorch modules, in memory or in TorchScript files, as an engine of PyTorch runs them on x86.
+
+fbgemm and qnnpack are reproduced bit for bit; the linear layers of x86 and oneDNN are enclosed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers.lowering import Codes
-from qertify.importers.torch_context import Lowering, Raw, Real, unsupported_engine
+from qertify.importers.torch_context import Lowering, Raw, Real
 from qertify.importers.torch_graph import Operation, Rule, Traced, Walk, program_of
 from qertify.importers.torch_operators import OPERATORS
 from qertify.network.network import Network
@@ -35,10 +38,11 @@ def import_torch(module: torch.nn.Module, example_input: Any, engine: str = "fbg
         module: in evaluation mode; takes one float32 tensor, gives one tensor, quantized or dequantized at the end. A copy
             is packed for the engine and traced; the module itself is not changed.
         example_input: float32, batch axis first; only the shape of its first row matters.
-        engine: "fbgemm" or "qnnpack". Claims are about modules packed for, and run under, this engine, on batches of one.
+        engine: "fbgemm", "qnnpack", "x86" or "onednn". Claims are about modules packed for, and run under, this engine, on
+            batches of one.
 
     Returns:
-        The integer network, of the profile "torch-fbgemm" or "torch-qnnpack".
+        The integer network, of the profile "torch-" and the engine; an enclosure for x86 and onednn.
 
     Raises:
         UnsupportedModelError: something that is not exact integer arithmetic under this engine; names the node.
@@ -74,7 +78,7 @@ def load_torchscript(
         path: the file. Its name alone decides nothing about its content: it is a program.
         input_shape: full shape of the input, batch axis of one first; the file does not tell it.
         trust_code: whether the file's code may run. Without it, nothing of the file is loaded.
-        runtime: "torch-fbgemm" or "torch-qnnpack".
+        runtime: "torch-" and the engine.
 
     Raises:
         ModelFileError: a damaged file, or another kind of file.
@@ -90,7 +94,9 @@ def load_torchscript(
         raise InvalidInputError(f"input shape {shape}: a batch axis of one and at least one more axis are needed")
     prefix, _, name = runtime.partition("-")
     if prefix != "torch":
-        raise InvalidInputError(f"{path}: TorchScript files run on torch-fbgemm or torch-qnnpack, not on '{runtime}'")
+        raise InvalidInputError(
+            f"{path}: TorchScript files run on {', '.join(f'torch-{e.value}' for e in Engine)}, not on '{runtime}'"
+        )
     engine = _engine(name)
     content, digest = read_torchscript(path)
     try:
@@ -103,8 +109,6 @@ def load_torchscript(
 
 
 def _engine(name: str) -> Engine:
-    if name in ("x86", "onednn"):
-        raise unsupported_engine(name)
     try:
         return Engine(name)
     except ValueError as error:
@@ -131,6 +135,7 @@ def _lower(program: torch.jit.ScriptModule, shape: tuple[int, ...], engine: Engi
         "input": "real",
         "output": kind,
         "kernels": json.dumps(lowering.kernels, sort_keys=True),
+        **({"enclosed": json.dumps(lowering.builder.enclosed)} if lowering.builder.enclosed else {}),
         **notes,
     }
     output_quantization = codes.quantization

@@ -111,6 +111,8 @@ RUNTIMES = {
     "litert-reference": "qertify.runtimes.litert:LiteRt",
     "torch-fbgemm": "qertify.runtimes.torch_int8:TorchInt8",
     "torch-qnnpack": "qertify.runtimes.torch_int8:TorchInt8",
+    "torch-x86": "qertify.runtimes.torch_int8:TorchInt8",
+    "torch-onednn": "qertify.runtimes.torch_int8:TorchInt8",
 }
 """Runtime profile of a network → its class."""
 

@@ -24,10 +24,17 @@ LANES = {"AVX2": 8, "AVX512": 16}
 
 
 class Engine(str, Enum):
-    """Quantized engines that are reproduced bit for bit."""
+    """Quantized engines. fbgemm and qnnpack are reproduced bit for bit; the linear layers of the others are enclosed."""
 
     FBGEMM = "fbgemm"
     QNNPACK = "qnnpack"
+    X86 = "x86"
+    ONEDNN = "onednn"
+
+    @property
+    def encloses(self) -> bool:
+        """Whether its linear layers and convolutions run on oneDNN, or on oneDNN or fbgemm by shape and CPU."""
+        return self in (Engine.X86, Engine.ONEDNN)
 
 
 def quantize(x: Float32Array, scale: np.float32, zero_point: int) -> IntegerArray:
@@ -86,6 +93,35 @@ def qnnpack_linear(x_scale: np.float32, weight_scale: Float32Array, y_scale: np.
     """Linear and convolution, of an accumulator that holds the bias: rne(F(F(acc)·F(F(s_x·s_w)·F(1 / s_y)))) + z."""
     multiplier = np.asarray((x_scale * weight_scale) * (np.float32(1) / y_scale), dtype=np.float32)[:, None]
     return lambda z: round_half_even(z.astype(np.float32) * multiplier) + zero_point
+
+
+ROUNDINGS = 16
+"""Float32 roundings that an enclosed linear layer may make after its integer sum; about half as many are plausible."""
+
+
+def enclosed_linear(
+    x_scale: np.float32, weight_scale: Float32Array, bias: Float32Array, y_scale: np.float32, zero_point: int, upper: bool
+) -> AccumulatorMap:
+    """Bounds of rne((acc·s_x·s_w + b) / s_y + z) for any float32 evaluation of it by at most `ROUNDINGS` roundings.
+
+    Each rounding loses at most u = 2⁻²⁴ of a number no larger than (|acc|·s_x·s_w + |b|) / s_y + |z|, in output units; a result
+    beyond the clamp does not matter. Rounding before or after z is added differs at ties only, which the bounds straddle.
+
+    Args:
+        weight_scale, bias: shape (rows,). The map takes accumulators of shape (rows, n).
+        upper: the upper bound, not the lower one.
+    """
+    slope = (np.float64(x_scale) * weight_scale.astype(np.float64) / np.float64(y_scale))[:, None]
+    shift = (bias.astype(np.float64) / np.float64(y_scale))[:, None]
+    loss = ROUNDINGS * 2.0**-24
+
+    def function(z: IntegerArray) -> IntegerArray:
+        middle = z * slope + shift
+        error = loss * (np.abs(z) * slope + np.abs(shift) + zero_point + 1)
+        ends = np.clip(middle + error if upper else middle - error, -(2.0**40), 2.0**40)
+        return np.rint(ends).astype(np.int64) + zero_point
+
+    return function
 
 
 class Addition(Protocol):

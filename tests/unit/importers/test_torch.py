@@ -140,8 +140,6 @@ def test_refuses_models(model, match, kind):
 
 
 def test_refuses_other_arguments():
-    for engine in ("x86", "onednn"):
-        refused(Model(), "not reproduced bit for bit", engine=engine)
     refused(Model(), "unknown quantized engine", InvalidInputError, engine="cudnn")
     refused(Model(), "float32", InvalidInputError, example=torch.zeros(1, 2, 4, 4, dtype=torch.int64))
     refused(Model(), "torch refuses it", example=torch.zeros(1, 3, 4, 4))

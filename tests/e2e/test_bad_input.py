@@ -41,8 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 BAD = {
     "no command": ([], "Missing command"),
     "unknown command": (["frobnicate"], "frobnicate"),
-    "unknown option": (["verify", *H5, *X, *R, "--certificate", "c"], "--certificate"),
-    "option of a later version": (["verify", *H5, *X, *R, "--workers", "4"], "--workers"),
+    "unknown option": (["verify", *H5, *X, *R, "--magic", "c"], "--magic"),
     "no model": (["verify"], "MODEL"),
     "no input": (["verify", *H5, *R], "--input"),
     "missing model": (["verify", "none.h5", "--bits", "4", *X, *R], "none.h5: no such file"),

@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qertify.bounds.dual import Domains, corners, prove
-from qertify.bounds.first_order import FLAT, fans
+from qertify.bounds.dual import Domains, prove
+from qertify.bounds.first_order import FLAT, FirstOrder
 from qertify.bounds.program import Program
 from qertify.network.network import Network
 from qertify.network.nodes import Input, Staircase
 from qertify.network.ranges import RULES, Range
 
+FEW, STEPS = 80, 12
+"""Up to so many units of a block get multipliers from so many steps of the first-order search; more get those it begins with."""
 ENTRIES = 1 << 21
 """Most units times objectives that are bounded together."""
 
@@ -88,14 +90,12 @@ def _tightened(program: Program, start: int, stop: int, late: Callable[[], bool]
     width = torch.where(loose(program)[start:stop], (head.high - head.low)[start:] / head.spacing[start:], 0.0)
     order = width.argsort(descending=True)[: int((width > 0).sum())] + start
     low, high = program.low.clone(), program.high.clone()
-    corner = corners(head, head.low[None], head.high[None])
-    root = head.low[None], head.high[None]
-    fan = fans(head, *root)
+    relaxer = FirstOrder(head, late)
     for part in order.split(max(1, ENTRIES // stop)):
         if late() or not len(part):
             break
         for sign in (1.0, -1.0):
-            bound = _bound(head, part, sign, corner, fan.chord)
+            bound = _bound(head, part, sign, relaxer, STEPS if len(order) <= FEW else 0)
             if sign > 0:
                 low[part] = torch.maximum(low[part], bound)
             else:
@@ -103,19 +103,11 @@ def _tightened(program: Program, start: int, stop: int, late: Callable[[], bool]
     return replace(program, low=low, high=high)
 
 
-def _bound(head: Program, part: Tensor, sign: float, corner: tuple[Tensor, Tensor], chord: Tensor) -> Tensor:
+def _bound(head: Program, part: Tensor, sign: float, relaxer: FirstOrder, steps: int) -> Tensor:
     """Proved lower bounds of sign·z for units ``part``."""
     count = len(part)
     objective = torch.zeros(count, len(head.units), dtype=torch.float64, device=head.low.device)
     objective[torch.arange(count), part] = sign
-    multipliers = torch.zeros_like(objective)
-
-    def follow(first: int, last: int, weight: Tensor) -> Tensor:
-        multipliers[:, first:last] = weight * chord[:, first:last]
-        return multipliers[:, first:last]
-
-    head.backward(objective, follow)
     limit = (head.high if sign > 0 else -head.low)[part]
     domains = Domains(head.low.expand(count, -1), head.high.expand(count, -1), objective, limit)
-    z, y = (side.expand(count, -1, -1) for side in corner)
-    return prove(head, domains, multipliers, (z, y)).margin + limit + 1
+    return prove(head, domains, relaxer.relax(domains, steps).multipliers).margin + limit + 1

@@ -26,4 +26,6 @@ def relaxer_of(program: Program, late: Callable[[], bool] = lambda: False) -> Re
 def batch_of(program: Program) -> int:
     """How many domains are worth bounding together, by the memory that they take."""
     count = max(1, len(program.units))
-    return max(2, first_order.ENTRIES // count if program.operators is not None else interior_point.NORMAL_LIMIT // count**2)
+    if program.operators is not None:
+        return max(2, first_order.ENTRIES // count)
+    return max(2, interior_point.NORMAL_LIMIT // (2 * count**2))

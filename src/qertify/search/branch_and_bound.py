@@ -30,6 +30,10 @@ from qertify.specification.splitting import Bisector
 BATCH = 96
 CANDIDATES = 48
 """Domains of a batch whose primal points are tried as counterexamples."""
+SMALL = 400
+"""Units above which fewer of them are tried."""
+MEMORY = 1 << 30
+"""Bytes that the open domains may take where no limit is given."""
 DIVE_ABOVE = 20_000
 """Open domains above which the search goes deep instead of wide, to bound memory."""
 
@@ -169,6 +173,7 @@ class BranchAndBound:
         self._program, self._splitter, self._replay, self._leaf = program, splitter, replay, leaf
         self._relaxer = relaxer_of(program, self._late)
         self._batch = min(BATCH, batch_of(program))
+        self._candidates = max(2, CANDIDATES * SMALL // max(SMALL, len(program.units)))
         self._gains = gains or Gains(program)
         self._tree = SearchTree() if keep_tree else None
         self._queue: list[tuple[float, int, _Open]] = []
@@ -179,7 +184,7 @@ class BranchAndBound:
         self._nodes = 0
         self._leaf_solvers: set[str] = set()
         row_bytes = 16 * len(program.units) + 512
-        self._dive_above = DIVE_ABOVE if memory is None else max(BATCH, min(DIVE_ABOVE, memory // row_bytes // 2))
+        self._dive_above = max(self._batch, min(DIVE_ABOVE, (MEMORY if memory is None else memory) // row_bytes // 2))
         self._diving = False
         nodes = [-1 if self._tree is None else self._tree.add(-1, case, None) for case in cases]
         domains = root_domains(program, list(cases))
@@ -288,7 +293,7 @@ class BranchAndBound:
         cost, _ = self._program.products(domains.objective + relaxation.multipliers)
         corner = torch.where(cost > 0, self._program.input_low, self._program.input_high)
         hopeful = torch.nonzero(is_open)[:, 0]
-        hopeful = hopeful[proof.margin[hopeful].argsort()[:CANDIDATES]]
+        hopeful = hopeful[proof.margin[hopeful].argsort()[: self._candidates]]
         objective = domains.objective[hopeful]
         found = self._replay(torch.cat([relaxation.inputs[hopeful], corner[hopeful]]), torch.cat([objective, objective]))
         if found is not None:

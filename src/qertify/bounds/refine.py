@@ -21,7 +21,7 @@ from qertify.network.nodes import Input, Staircase
 from qertify.network.ranges import RULES, Range
 
 FEW, STEPS = 80, 12
-"""Up to so many units of a block get multipliers from so many steps of the first-order search; more get those it begins with."""
+"""Up to so many units of a block get multipliers from so many steps of the first-order search; more units, from none."""
 ENTRIES = 1 << 21
 """Most units times objectives that are bounded together."""
 

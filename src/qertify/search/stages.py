@@ -103,26 +103,27 @@ def compile_cases(question: Question, operators: bool | None = None) -> bool:
     """Make the program of the open cases; False if the network is outside the bound engine.
 
     Args:
-        operators: whether its equations are operators; by default they are for large networks. Certificates and other
-            workers want matrices.
+        operators: whether its equations are operators; by default they are for large networks, and where matrices would be too
+            large. Certificates and other workers prefer matrices.
     """
     if operators is None:
         apart = question.options.keep_proof or question.executor is not None
-        operators = not apart and _activations(question.network) > OPERATORS_ABOVE
-    try:
-        question.program = (compile_operators if operators else compile_program)(
-            question.network,
-            question.box,
-            question.known,
-            question.splitter.view,
-            tuple(sorted(frozenset[int]().union(*(case.indices for case in question.cases)))),
-        ).to(question.options.device)
-    except UnsupportedModelError as error:
-        if question.options.method is not Method.AUTO:
-            raise
-        question.say(f"bounds: {error}")
-        return False
-    return True
+        large = _activations(question.network) > OPERATORS_ABOVE
+        forms = (compile_operators,) if large and not apart else (compile_program, compile_operators)
+    else:
+        forms = (compile_operators,) if operators else (compile_program,)
+    classes = tuple(sorted(frozenset[int]().union(*(case.indices for case in question.cases))))
+    for form in forms:
+        try:
+            program = form(question.network, question.box, question.known, question.splitter.view, classes)
+        except UnsupportedModelError as error:
+            if form is forms[-1] and question.options.method is not Method.AUTO:
+                raise
+            question.say(f"bounds: {error}")
+        else:
+            question.program = program.to(question.options.device)
+            return True
+    return False
 
 
 def _activations(network: Network) -> int:
@@ -176,7 +177,7 @@ def dual(question: Question) -> None:
         return
     program = question.program
     assert program is not None
-    if program.operators is not None:
+    if program.operators is not None and not question.options.keep_proof:
         program = _refine(question, program)
     elif len(program.blocks) > 2 and len(program.units) <= TIGHTEN_LIMIT:
         log = question.decision.proof
@@ -241,7 +242,7 @@ def search(question: Question) -> None:
     program, decision = question.program, question.decision
     if program is None:
         return
-    if program.operators is not None and len(program.units) <= MATRICES_UP_TO:
+    if question.refined and program.operators is not None and len(program.units) <= MATRICES_UP_TO:
         compile_cases(question, operators=False)
         program = question.program or program
 
@@ -257,7 +258,8 @@ def search(question: Question) -> None:
             last = time.monotonic()
             question.say(f"search: {progress.nodes} domains bounded, {progress.open} open")
 
-    outcome = (None if question.refined else share_search(question, tree, gains, report)) or tree.run(
+    alone = question.refined or program.operators is not None  # workers make matrices, with plain ranges
+    outcome = (None if alone else share_search(question, tree, gains, report)) or tree.run(
         question.deadline, report=report, stopped=question.stopped
     )
     decision.nodes, decision.tree = outcome.nodes, outcome.tree

@@ -142,6 +142,20 @@ def read_row(text: str, network: Network) -> Rows:
     return rows
 
 
+def read_raw_row(text: str, shape: tuple[int, ...]) -> Array:
+    """One row as it is stored, brought to a shape; integers or floating-point numbers.
+
+    Raises:
+        InvalidInputError: as `read_rows`, also if there are several rows.
+    """
+    _, picked, _ = _select(text, shape)
+    if len(picked) != 1:
+        raise InvalidInputError(f"'{text}' holds {len(picked)} rows; name one, as in {text}[0]")
+    if picked.dtype.kind not in "iuf" or not np.all(np.isfinite(picked)):
+        raise InvalidInputError(f"'{text}': finite numbers are needed")
+    return picked[0]
+
+
 def read_labels(text: str, index: IntegerArray) -> IntegerArray:
     """Labels of the rows at ``index``, or of the rows that the text itself selects; int64 (rows,).
 

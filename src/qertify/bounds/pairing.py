@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qertify.bounds.difference import Pair
+from qertify.bounds.sides import Pair
 from qertify.network.evaluate import evaluate_nodes
 from qertify.network.network import Network
 from qertify.network.nodes import Staircase

@@ -11,6 +11,7 @@ from qertify.cli.campaign import CampaignCommand, campaign_command
 from qertify.cli.check import check_command
 from qertify.cli.compare import compare_command
 from qertify.cli.demo import demo
+from qertify.cli.equiv import equiv_command
 from qertify.cli.evaluate import evaluate_command
 from qertify.cli.export import export_command
 from qertify.cli.info import info
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command("verify")(verify_command)
 app.command("radius")(radius_command)
+app.command("equiv")(equiv_command)
 app.command("vnnlib")(vnnlib_command)
 app.command("eval")(evaluate_command)
 app.command("info")(info)

@@ -38,6 +38,44 @@ def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_equivalence(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
+    """As `render_answer`, for `EquivalenceResult.to_json`."""
+    if as_json:
+        return json.dumps(answer, allow_nan=False) + "\n"
+    verdict, found, known = answer["verdict"], answer["counterexample"], answer["max_delta"]
+    subject = "the outputs" if answer["output"] is None else f"output {answer['output']}"
+    least, greatest = known or (None, None)
+    if answer["question"] == "top1":
+        claim = {"equivalent": "both networks predict the same class at every input of the region"}
+        claim["not_equivalent"] = "the networks predict different classes at an input of the region"
+    elif answer["question"] == "delta":
+        claim = {"equivalent": f"{subject} differ by at most {answer['delta']} at every input of the region"}
+        claim["not_equivalent"] = f"{subject} differ by more than {answer['delta']} at an input of the region"
+    else:
+        claim = {"equivalent": f"the greatest difference of {subject} is {greatest}"}
+    head = verdict.upper().replace("_", " ")
+    if colour:
+        colours = {"equivalent": "32", "not_equivalent": "31", "unknown": "33"}
+        head = f"\x1b[1;{colours[verdict]}m{head}\x1b[0m"
+    lines = [f"{head}: {claim.get(verdict) or REASONS[answer['reason']]}"]
+    if verdict != "unknown":
+        lines.append(f"  evidence    {EVIDENCE[answer['evidence']]} ({answer['evidence']})")
+    if known is not None:
+        above = "nothing above is excluded" if greatest is None else f"none above {greatest:.6g}"
+        lines.append(f"  differences {least:.6g} is attained, {above}")
+    if answer["float32_error"] is not None:
+        part = "taken into account" if answer["float_semantics"] == "float32-bounded" else "not taken into account"
+        lines.append(f"  rounding    float32 may change the float network's outputs by {answer['float32_error']:.3g}, {part}")
+    if found:
+        classes = f"classes {found['original_predicted']} and {found['quantized_predicted']}"
+        lines.append(f"  found       difference {found['difference']:.6g} at output {found['output']}; {classes}")
+        where = "the reference evaluators" if found["replayed_on"] == "reference" else found["replayed_on"]
+        lines.append(f"  replayed    on {where}")
+    nodes = f", {answer['nodes']} domains" if answer["nodes"] else ""
+    lines.append(f"  effort      {answer['method']}{nodes}, {answer['seconds']:.2f} s")
+    return "\n".join(lines) + "\n"
+
+
 def render_specification(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     """As `render_answer`, for `SpecificationResult.to_json` with the key ``property``."""
     if as_json:
@@ -115,6 +153,8 @@ def render_answer(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
     """
     if "verified_radius" in answer:
         return render_radius(answer, as_json, colour)
+    if "max_delta" in answer:
+        return render_equivalence(answer, as_json, colour)
     if "claim" in answer:
         return render_check(answer, as_json, colour)
     if "property" in answer:

@@ -16,26 +16,15 @@ from typing import Any
 import numpy as np
 
 from qertify.errors import InvalidInputError, ReplayError
-from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.network.real_error import float32_error
-from qertify.network.real_evaluate import evaluate_exactly, evaluate_float64
-from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.options import Options
-from qertify.queries.paired_input import PairedInput
 from qertify.result import SCHEMA_VERSION, Evidence, Reason
-from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
-
-
-class FloatSemantics(str, Enum):
-    """What the float network computes."""
-
-    REAL = "real"
-    """Exact real arithmetic on its float32 weights and inputs."""
-    FLOAT32_BOUNDED = "float32-bounded"
-    """Any float32 execution: real arithmetic plus or minus a proved bound on the rounding."""
+from qertify.search.comparison import EquivalenceQuery, FloatSemantics, Found, Judge, rounded
+from qertify.search.equivalence import Finding, search
+from qertify.search.paired_input import PairedInput
 
 
 class Equivalence(str, Enum):
@@ -44,54 +33,6 @@ class Equivalence(str, Enum):
     EQUIVALENT = "equivalent"
     NOT_EQUIVALENT = "not_equivalent"
     UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class EquivalenceQuery:
-    """A question about two networks; plain data.
-
-    Attributes:
-        original: the float network, or another quantized one with the same input codes.
-        quantized: the quantized network.
-        inputs: the region.
-        delta: the greatest allowed |original − quantized|, over all outputs or for ``output``; None for the other questions.
-        top1: whether to ask for the same class instead. Neither: the least such delta is wanted.
-        output: the only output that counts, or None for all.
-        semantics: of a float original.
-    """
-
-    original: RealNetwork | Network
-    quantized: Network
-    inputs: PairedInput
-    delta: Fraction | None = None
-    top1: bool = False
-    output: int | None = None
-    semantics: FloatSemantics = FloatSemantics.REAL
-
-    def __post_init__(self) -> None:
-        left, right = self.original, self.quantized
-        if left.input_shape != right.input_shape:
-            raise InvalidInputError(f"the networks read inputs of shapes {left.input_shape} and {right.input_shape}")
-        if left.output_size != right.output_size:
-            raise InvalidInputError(f"the networks have {left.output_size} and {right.output_size} outputs")
-        if self.delta is not None and self.delta <= 0:
-            raise InvalidInputError(f"delta {self.delta} must be positive")
-        if self.delta is not None and self.top1:
-            raise InvalidInputError("ask for a delta or for the same class, not both")
-        if self.output is not None and not 0 <= self.output < right.output_size:
-            raise InvalidInputError(f"output {self.output} is outside 0 … {right.output_size - 1}")
-        if self.output is not None and self.top1:
-            raise InvalidInputError("a single output has no meaning for the class")
-        if isinstance(left, Network):
-            own, other = left.input_quantization, right.input_quantization
-            same = np.array_equal(own.scale, other.scale) and np.array_equal(own.zero_point, other.zero_point)
-            if not same or (left.input.low, left.input.high) != (right.input.low, right.input.high):
-                raise InvalidInputError("the two quantized networks have different preprocessing: their input codes differ")
-
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """The outputs that count."""
-        return tuple(range(self.quantized.output_size)) if self.output is None else (self.output,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,121 +110,6 @@ class EquivalenceResult:
         return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **data}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Outputs:
-    """Exact outputs of both networks at one input."""
-
-    original: list[Fraction]
-    quantized: list[Fraction]
-
-    def differences(self) -> list[Fraction]:
-        return [abs(own - other) for own, other in zip(self.original, self.quantized, strict=True)]
-
-    def predicted(self) -> tuple[int, int]:
-        """Classes, lowest index first."""
-        return self.original.index(max(self.original)), self.quantized.index(max(self.quantized))
-
-
-def dequantized(network: Network, codes: IntegerArray) -> list[Fraction]:
-    """scale · (code − zero point), exactly, of output codes (outputs,)."""
-    quantization = network.output_quantization
-    scale = np.broadcast_to(quantization.scale, codes.shape).tolist()
-    zero = np.broadcast_to(quantization.zero_point, codes.shape).tolist()
-    return [Fraction(s) * (int(code) - z) for s, code, z in zip(scale, codes.tolist(), zero, strict=True)]
-
-
-class Judge:
-    """Evaluates candidates of one query, fast and exactly, and remembers the worst."""
-
-    def __init__(self, query: EquivalenceQuery) -> None:
-        self.query = query
-        self.attained = Fraction(-1)
-        self.worst: tuple[Float32Array, IntegerArray, Outputs] | None = None
-        self.disagreement: tuple[Float32Array, IntegerArray, Outputs] | None = None
-
-    def estimates(self, x: Float32Array, codes: IntegerArray) -> tuple[FloatArray, FloatArray]:
-        """Outputs in float64, (batch, outputs) each; for choosing candidates only."""
-        quantization = self.query.quantized.output_quantization
-        right = (evaluate(self.query.quantized, codes) - quantization.zero_point) * quantization.scale
-        return self._left(x, codes), right
-
-    def _left(self, x: Float32Array, codes: IntegerArray) -> FloatArray:
-        original = self.query.original
-        if isinstance(original, RealNetwork):
-            return evaluate_float64(original, x)
-        quantization = original.output_quantization
-        return (evaluate(original, codes) - quantization.zero_point) * quantization.scale
-
-    def exactly(self, x: Float32Array, codes: IntegerArray) -> Outputs:
-        """Exact outputs at one input of the input shape."""
-        original = self.query.original
-        if isinstance(original, RealNetwork):
-            left = evaluate_exactly(original, x)
-        else:
-            left = dequantized(original, evaluate(original, codes[None])[0])
-        return Outputs(left, dequantized(self.query.quantized, evaluate(self.query.quantized, codes[None])[0]))
-
-    def judge(self, x: Float32Array, codes: IntegerArray) -> None:
-        """Take note of the best of a batch of candidates."""
-        left, right = self.estimates(x, codes)
-        chosen = list(self.query.outputs)
-        size = np.abs(left - right)[:, chosen].max(axis=1)
-        best = int(size.argmax())
-        if size[best] > float(self.attained):
-            self.consider(x[best], codes[best])
-        if self.query.top1 and self.disagreement is None:
-            for row in np.flatnonzero(left.argmax(axis=1) != right.argmax(axis=1))[:8]:
-                outputs = self.exactly(x[row], codes[row])
-                own, other = outputs.predicted()
-                if own != other:
-                    self.disagreement = x[row], codes[row], outputs
-                    break
-
-    def consider(self, x: Float32Array, codes: IntegerArray) -> None:
-        """Evaluate one input exactly and remember it if it is the worst so far."""
-        outputs = self.exactly(x, codes)
-        differences = outputs.differences()
-        found = max(differences[i] for i in self.query.outputs)
-        if found > self.attained:
-            self.attained, self.worst = found, (x, codes, outputs)
-
-    def report(self, found: tuple[Float32Array, IntegerArray, Outputs]) -> DifferingInput:
-        """A counterexample in full, evaluated once more.
-
-        Raises:
-            ReplayError: it leaves the region, which is a defect.
-        """
-        x, codes, _ = found
-        inputs = self.query.inputs
-        inside = inputs.box.contains(codes[None])[0] and np.array_equal(inputs.quantize(x[None])[0], codes)
-        if inputs.low is not None and inputs.high is not None:
-            inside = inside and bool(np.all((inputs.low <= x) & (x <= inputs.high)))
-        if not inside:
-            raise ReplayError("a counterexample leaves the input region; please report this defect")
-        outputs = self.exactly(x, codes)
-        differences = outputs.differences()
-        output = max(self.query.outputs, key=lambda index: differences[index])
-        own, other = outputs.predicted()
-        return DifferingInput(
-            input=tuple(x.reshape(-1).astype(np.float64).tolist()),
-            levels=tuple(codes.reshape(-1).tolist()),
-            original=tuple(float(value) for value in outputs.original),
-            quantized=tuple(float(value) for value in outputs.quantized),
-            difference=float(differences[output]),
-            output=output,
-            original_predicted=own,
-            quantized_predicted=other,
-        )
-
-
-def rounded(value: Fraction, up: bool) -> float:
-    """The nearest float64 on one side."""
-    result = float(value)
-    if (up and Fraction(result) < value) or (not up and Fraction(result) > value):
-        result = float(np.nextafter(result, np.inf if up else -np.inf))
-    return result
-
-
 def float32_bound(query: EquivalenceQuery) -> Fraction:
     """Bound on |float32 execution − real arithmetic| at any output of the float original, on the region."""
     original, inputs = query.original, query.inputs
@@ -317,8 +143,6 @@ def equivalence(
     Raises:
         UnsupportedModelError: the chosen method does not cover the networks.
     """
-    from qertify.queries.equivalence_search import Finding, search
-
     options = options or Options()
     start = time.monotonic()
     cpu_class = host_cpu_class() if options.cpu_class is None else CpuClass(options.cpu_class)
@@ -332,7 +156,7 @@ def equivalence(
         margin = error if query.semantics is FloatSemantics.FLOAT32_BOUNDED else Fraction(0)
         deadline = None if options.timeout is None else start + options.timeout
         finding = search(query, judge, margin, options, progress or (lambda _: None), deadline)
-    counterexample = None if finding.found is None else judge.report(finding.found)
+    counterexample = None if finding.found is None else _report(query, judge, finding.found)
     if finding.proved:
         verdict = Equivalence.EQUIVALENT
     elif finding.refuted:
@@ -363,6 +187,35 @@ def equivalence(
         bound_reached=None if finding.bound is None else rounded(finding.bound, up=True),
         counterexample=counterexample,
         explanation=tuple(finding.explanation),
+    )
+
+
+def _report(query: EquivalenceQuery, judge: Judge, found: Found) -> DifferingInput:
+    """A counterexample in full, evaluated once more.
+
+    Raises:
+        ReplayError: it leaves the region, which is a defect.
+    """
+    x, codes, _ = found
+    inputs = query.inputs
+    inside = inputs.box.contains(codes[None])[0] and np.array_equal(inputs.quantize(x[None])[0], codes)
+    if inputs.low is not None and inputs.high is not None:
+        inside = inside and bool(np.all((inputs.low <= x) & (x <= inputs.high)))
+    if not inside:
+        raise ReplayError("a counterexample leaves the input region; please report this defect")
+    outputs = judge.exactly(x, codes)
+    differences = outputs.differences()
+    output = max(query.outputs, key=lambda index: differences[index])
+    own, other = outputs.predicted()
+    return DifferingInput(
+        input=tuple(x.reshape(-1).astype(np.float64).tolist()),
+        levels=tuple(codes.reshape(-1).tolist()),
+        original=tuple(float(value) for value in outputs.original),
+        quantized=tuple(float(value) for value in outputs.quantized),
+        difference=float(differences[output]),
+        output=output,
+        original_predicted=own,
+        quantized_predicted=other,
     )
 
 

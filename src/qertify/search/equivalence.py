@@ -6,15 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qertify.attack.annealing import anneal
-from qertify.attack.gradient import random_starts, signed_gradient
-from qertify.attack.lattice import descend
+from qertify.attack.gradient import signed_gradient
 from qertify.bounds.difference import Joint, compile_difference
 from qertify.bounds.dual import prove
 from qertify.bounds.interior_point import InteriorPoint
@@ -25,34 +22,24 @@ from qertify.network.real import RealNetwork
 from qertify.network.real_error import float64_error
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
-from qertify.queries.difference_rows import ClassRows, DifferenceRows
 from qertify.result import Evidence, Reason
-from qertify.runtimes.float32 import Float32Array
 from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
+from qertify.search.comparison import EquivalenceQuery, Found, Judge, rounded
+from qertify.search.difference_rows import ClassRows, DifferenceRows
+from qertify.search.equivalence_attack import attack_classes, attack_differences
 from qertify.search.portfolio import one_thread
 from qertify.specification.cases import Case
-
-if TYPE_CHECKING:
-    from qertify.queries.equivalence import EquivalenceQuery, Judge, Outputs
 
 SAMPLES = 24
 ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
 ENUMERATION_CHUNK = 1 << 12
-RESTARTS, STEPS = 16, 40
-"""Of the attack on each output and sign."""
-DESCENTS, ROUNDS = 6, 60
-"""Best points of the attack that local search improves, and its rounds."""
-CHAINS, MOVES, ANNEALING_SECONDS = 48, 2000, 4.0
-"""Of simulated annealing, from the attack's best points."""
 OPTIMISED_UNITS = 1500
 """Most units for which multipliers are optimised while the program is built."""
 POLISH_STEPS, POLISH_REACH = 8, 0.1
 ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
 CLOSE = Fraction(1, 10**6)
 """Relative distance of attained and proved differences that ends the search for the least delta."""
-
-Found = tuple[Float32Array, IntegerArray, "Outputs"]
 
 
 @dataclass(slots=True)
@@ -78,8 +65,6 @@ class Finding:
 
     def interval(self) -> tuple[float, float | None] | None:
         """[attained, bound], rounded outwards."""
-        from qertify.queries.equivalence import rounded
-
         if self.attained is None or self.attained < 0:
             return None
         return rounded(self.attained, up=False), None if self.bound is None else rounded(self.bound, up=True)
@@ -264,7 +249,7 @@ class _Search:
         program, bits = joint.program, joint.output_bits
         every = [(row, sign) for row in range(len(query.outputs)) for sign in (1, -1)]
         cases = rows.cases(dict.fromkeys(every, 0))
-        self._attack(joint, cases)
+        self._say(attack_differences(joint, cases, self._judge, self._generator, self._late, self._refuted))
         if self._refuted() or self._options.method is Method.ATTACK:
             finding.method = "attack"
             return
@@ -329,7 +314,7 @@ class _Search:
     def _decide_class(self, joint: Joint) -> None:
         finding, program = self._finding, joint.program
         cases = self._classes.cases(self._margin, joint.output_bits)
-        self._attack_classes(joint)
+        attack_classes(joint, self._judge, self._generator, self._late)
         if self._refuted() or self._options.method is Method.ATTACK:
             finding.method = "attack"
             return
@@ -348,59 +333,6 @@ class _Search:
         if open_ and not self._refuted() and self._options.method is not Method.BOUNDS:
             finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
             finding.proved = self._search(joint, tuple(open_), self._deadline, None)
-
-    def _attack_classes(self, joint: Joint) -> None:
-        """Push one network's winner across its boundary while the other's stays: mixes of the two rows of a pair."""
-        program = joint.program
-        outputs = program.output_units()
-        pairs = len(outputs) // 2
-        sizes = torch.maximum(program.low.abs(), program.high.abs()).clamp(min=1)
-        objective = torch.zeros(4 * pairs, len(program.units), dtype=torch.float64)
-        for pair in range(pairs):
-            own, other = outputs[pair], outputs[pairs + pair]
-            for index, (a, b) in enumerate(((1, -1), (-1, 1), (1, 1), (-1, -1))):
-                objective[4 * pair + index, own] = a / sizes[own]
-                objective[4 * pair + index, other] = b / sizes[other]
-        starts = random_starts(program, 4, self._generator).repeat(len(objective), 1)
-        points, _ = signed_gradient(
-            program, starts, objective.repeat_interleave(4, 0), STEPS // 2, self._generator, late=self._late
-        )
-        self._judge.judge(*self._query.inputs.points(joint, points.numpy()))
-
-    def _attack(self, joint: Joint, cases: tuple[Case, ...]) -> None:
-        program = joint.program
-        domains = root_domains(program, list(cases))
-        starts = random_starts(program, RESTARTS, self._generator)
-        points, reached = signed_gradient(
-            program,
-            starts.repeat(len(domains), 1),
-            domains.objective.repeat_interleave(RESTARTS, 0),
-            STEPS,
-            self._generator,
-            late=self._late,
-        )
-        self._judge.judge(*self._query.inputs.points(joint, points.numpy()))
-        best, which = reached.view(len(domains), RESTARTS).min(1)
-        for case in best.argsort()[:DESCENTS].tolist():
-            if self._refuted() or self._late():
-                break
-            start = points[case * RESTARTS + int(which[case])]
-            path = descend(program, start, domains.objective[case], ROUNDS, self._late)
-            self._judge.judge(*self._query.inputs.points(joint, path.numpy()))
-        if not self._refuted() and not self._late():
-            chosen = best.argsort()[:DESCENTS].repeat_interleave(CHAINS // DESCENTS)
-            ranked = reached.view(len(domains), RESTARTS).argsort(1)[chosen, torch.arange(len(chosen)) % RESTARTS]
-            pause = time.monotonic() + ANNEALING_SECONDS
-            ends = anneal(
-                program,
-                points[chosen * RESTARTS + ranked],
-                domains.objective[chosen],
-                MOVES,
-                self._generator,
-                lambda: self._late() or time.monotonic() > pause,
-            )
-            self._judge.judge(*self._query.inputs.points(joint, ends.numpy()))
-        self._say(f"attack: a difference of {float(self._judge.attained):.6g}")
 
     def _candidates(self, joint: Joint, inputs: Tensor, objective: Tensor) -> None:
         """Judge the ends of short descents from points of a relaxation."""

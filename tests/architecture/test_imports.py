@@ -37,7 +37,7 @@ ONLY_IN = {
     "tensorflow": [],
     "h5py": ["importers"],
     "vnnlib": ["specification"],
-    "torch": ["bounds", "attack", "search", "importers", "runtimes", "cli/common", "parallel/partition"],
+    "torch": ["bounds", "attack", "search", "importers", "runtimes", "cli/common", "parallel/partition", "parallel/programs"],
     "distributed": ["parallel"],
     "dask_jobqueue": ["parallel"],
     "typer": ["cli"],

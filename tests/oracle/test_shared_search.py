@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qertify.cli.main import run
+from qertify.cli.supervisor import Direct
 from qertify.errors import WorkerError
 from qertify.importers.registry import ImportOptions
 from qertify.network.storage import save
@@ -25,6 +28,7 @@ from qertify.result import Evidence, Reason, Verdict
 from qertify.search import sharing
 from qertify.search.question import Question
 from qertify.specification.property import Ties
+from tests.files import comparison_model, model_flags
 from tests.oracle.random_networks import random_network, violated_somewhere
 
 BAB = Options(method=Method.BAB)
@@ -222,3 +226,18 @@ def test_a_worker_of_another_model_or_version_is_noticed(
 
     assert verify(query, BAB, executor=InProcess(answer, ready=2, size=2)).verdict is Verdict.ROBUST
     assert said in replies[0]["error"]
+
+
+@pytest.mark.parametrize(("radius", "status"), [("3", 0), ("6", 1)])
+def test_the_command_with_workers(
+    radius: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    comparison_model(tmp_path / "m.h5")
+    np.save("x.npy", np.array([[12, 3]]))
+    command = ["verify", "m.h5", *model_flags(), "--input", "x.npy", "--radius", radius, "--method", "bab", "--json"]
+    answers: list[str] = []
+    for workers in ("1", "2"):
+        assert run([*command, "--workers", workers], Direct()) == status
+        answers.append(json.loads(capsys.readouterr().out)["verdict"])
+    assert answers[0] == answers[1]

@@ -28,7 +28,7 @@ from qertify.parallel.executor import Message
 from qertify.search.domains import Subproblem, root_domains
 from qertify.specification.cases import Case, CaseSplitter
 from qertify.specification.region import IntegerBox
-from qertify.specification.splitting import Splitter
+from qertify.specification.splitting import Bisector
 
 Cost = Callable[[Subproblem], float]
 
@@ -38,7 +38,7 @@ def width_cost(subproblem: Subproblem) -> float:
     return float(subproblem.case.last - subproblem.case.first + 1)
 
 
-def bisect_levels(program: Program, splitter: Splitter, subproblem: Subproblem) -> tuple[Subproblem, ...]:
+def bisect_levels(program: Program, splitter: Bisector, subproblem: Subproblem) -> tuple[Subproblem, ...]:
     """The lower and the upper half of a case's levels, where it has several.
 
     A violation at which the label's accumulator is within the lower half's bound is one of the lower half, so the upper
@@ -61,7 +61,7 @@ def bisect_levels(program: Program, splitter: Splitter, subproblem: Subproblem) 
 
 
 def by_levels(
-    program: Program, splitter: Splitter, subproblem: Subproblem, count: int, cost: Cost = width_cost
+    program: Program, splitter: Bisector, subproblem: Subproblem, count: int, cost: Cost = width_cost
 ) -> tuple[Subproblem, ...]:
     """Up to ``count`` intervals of the label's level, of about equal cost: the costliest is halved first."""
     parts = [subproblem]

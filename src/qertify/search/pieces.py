@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qertify._version import __version__
 from qertify.bounds.program import Program
@@ -22,26 +24,36 @@ from qertify.network.ranges import ranges
 from qertify.options import Options
 from qertify.parallel.executor import Message
 from qertify.parallel.partition import pack, pack_rows, unpack, unpack_rows
+from qertify.parallel.programs import unpack_program
 from qertify.parallel.worker import Desk
 from qertify.runtimes.base import runner
-from qertify.search.branch_and_bound import BranchAndBound, Leaf, Replay
+from qertify.search.branch_and_bound import BranchAndBound, Closure, Leaf, LeafAnswer, Replay
 from qertify.search.branching import Gains
 from qertify.search.portfolio import one_thread
 from qertify.search.question import Decision, Question
 from qertify.search.stages import compile_cases, narrow, solve_leaf
+from qertify.specification.cases import Case
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox
-from qertify.specification.splitting import Splitter, splitter_of
+from qertify.specification.splitting import Bisector, splitter_of
+
+CANDIDATES, CANDIDATES_A_BATCH = 32, 4
+"""Most candidates that travel back with a piece, and of one batch of domains: the most promising come first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bench:
-    """What a search needs: made by a recipe from the context of a piece."""
+    """What a search needs: made by a recipe from the context of a piece.
+
+    Attributes:
+        candidates: inputs (n,) of the program that whoever asked should try; the worker itself can't.
+    """
 
     program: Program
-    splitter: Splitter
+    splitter: Bisector
     replay: Replay
     leaf: Leaf
+    candidates: deque[Tensor] = field(default_factory=deque[Tensor])
 
 
 class Recipe(Protocol):
@@ -57,7 +69,7 @@ def answer_search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Me
 
     Returns:
         {"domains": what is open, "gains": what splits have brought, "nodes", "leaf_solvers", "counterexample": codes or None,
-        "seconds"}.
+        "candidates": inputs to try, "seconds"}.
     """
     start = time.monotonic()
     context = piece["context"]
@@ -77,6 +89,7 @@ def answer_search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Me
         "nodes": outcome.nodes,
         "leaf_solvers": sorted(outcome.leaf_solvers),
         "counterexample": None if found is None else found.reshape(-1).tolist(),
+        "candidates": [len(bench.candidates), pack_rows(list(bench.candidates))],
         "seconds": time.monotonic() - start,
     }
 
@@ -101,7 +114,34 @@ def robustness(desk: Desk, context: Message, deadline: float | None, stopped: Ca
     prepared.next_descent = question.next_descent  # local search pauses between pieces as it does within one
 
 
-RECIPES: dict[str, Recipe] = {"robustness": robustness}
+class _Single:
+    """Cases of one level."""
+
+    def bisect(self, case: Case) -> tuple[Case, ...]:
+        """The case itself."""
+        return (case,)
+
+    def levels(self, case: Case) -> tuple[Case, ...]:
+        """The case itself."""
+        return (case,)
+
+
+def any_program(desk: Desk, context: Message, deadline: float | None, stopped: Callable[[], bool]) -> Generator[Bench]:
+    """A program that travels with the piece; candidates travel back, since its networks stay where they are."""
+    candidates: deque[Tensor] = deque(maxlen=CANDIDATES)
+
+    def collect(points: Tensor, objective: Tensor) -> None:
+        candidates.extend(points[:CANDIDATES_A_BATCH])
+
+    yield Bench(_unpacked(json.dumps(context["program"])), _Single(), collect, lambda *_: LeafAnswer(Closure.OPEN), candidates)
+
+
+@lru_cache(maxsize=2)
+def _unpacked(text: str) -> Program:
+    return unpack_program(json.loads(text))
+
+
+RECIPES: dict[str, Recipe] = {"robustness": robustness, "program": any_program}
 """Name in a context → recipe."""
 
 

@@ -13,19 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import Tensor
 
 from qertify._version import __version__
 from qertify.bounds.program import Program
 from qertify.errors import QertifyError
+from qertify.network.tensor import IntegerArray
 from qertify.parallel.executor import Executor, LostError, Message, Reply, first_done
 from qertify.parallel.partition import by_levels, deal, pack, pack_rows, unpack, unpack_rows
+from qertify.parallel.programs import pack_program
 from qertify.result import Reason
 from qertify.search.branch_and_bound import BranchAndBound, SearchOutcome
 from qertify.search.branching import Gains
 from qertify.search.domains import Subproblem
 from qertify.search.question import Question
 from qertify.specification.property import Classification
-from qertify.specification.splitting import Splitter
+from qertify.specification.splitting import Bisector
 
 FIRST_SECONDS = 0.5
 """A search that ends within this time is not shared."""
@@ -51,15 +54,17 @@ class Shared:
         deadline: of `time.monotonic`.
         stopped: polled; once it is true, the search ends as at the deadline.
         say: gets one line a piece: which pieces it came from, what it began with and handed in; together the split tree.
+        judge: tries candidates, (batch, n) in the program's inputs, where workers can't; a counterexample or None.
     """
 
     context: Message
     program: Program
-    splitter: Splitter
+    splitter: Bisector
     gains: Gains
     deadline: float | None
     stopped: Callable[[], bool]
     say: Callable[[str], None]
+    judge: Callable[[Tensor], IntegerArray | None] = lambda _: None
 
 
 @dataclass(slots=True, eq=False)
@@ -85,6 +90,11 @@ class _State:
     leaf_solvers: set[str] = field(default_factory=set[str])
     busy: float = 0.0
     pieces: int = 0
+
+
+def program_context(program: Program) -> Message:
+    """A context that holds the program itself, for any search whose cases have one level; see `can_travel`."""
+    return {"recipe": "program", "program": pack_program(program)}
 
 
 def share_search(
@@ -275,8 +285,10 @@ class _Driver:
             f"piece {sent.number} (of {origin}): {len(sent.items)} domains, {message['nodes']} bounded, {end}, "
             f"{message['seconds']:.2f} s"
         )
-        found = message["counterexample"]
-        return None if found is None else np.array(found, dtype=np.int64)
+        if (found := message["counterexample"]) is not None:
+            return np.array(found, dtype=np.int64)
+        count, rows = message["candidates"]
+        return self.shared.judge(unpack_rows(rows, count, len(self.shared.program.input_low))) if count else None
 
     def _tell(self) -> None:
         if time.monotonic() - self.told > 1:

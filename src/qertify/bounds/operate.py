@@ -16,7 +16,6 @@ from qertify.bounds.levels import REACH, ROW_LIMIT, LevelsBuilder, measure
 from qertify.bounds.operators import (
     AddOperator,
     Challenge,
-    Coefficients,
     Errors,
     InputOperator,
     LinearOperator,
@@ -28,6 +27,7 @@ from qertify.bounds.operators import (
     SlopeOperator,
     UnitsOperator,
 )
+from qertify.bounds.passes import Coefficients
 from qertify.bounds.program import Program, Unit
 from qertify.errors import UnsupportedModelError
 from qertify.network.linear import bias_of, weight_of, windows

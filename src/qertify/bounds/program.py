@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from qertify.bounds.levels import Levels
-from qertify.bounds.operators import Fill, Operators
+from qertify.bounds.operators import Operators
+from qertify.bounds.passes import Fill
 from qertify.network.tensor import IntegerArray
 
 

@@ -22,8 +22,8 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Options
 from qertify.parallel.executor import Executor
 from qertify.result import Evidence, Reason
-from qertify.search.branch_and_bound import SearchTree
 from qertify.search.proof import ProofLog
+from qertify.search.tree import SearchTree
 from qertify.specification.cases import Case
 from qertify.specification.judge import Judge, Run
 from qertify.specification.region import IntegerBox

@@ -1,0 +1,34 @@
+"""The search tree of a proof, kept on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qertify.network.tensor import IntegerArray
+from qertify.specification.cases import Case
+
+
+@dataclass(slots=True)
+class SearchTree:
+    """The proof as it grows, kept only on request: one row a node, from which a certificate can be written.
+
+    Attributes:
+        parent: index of the parent, −1 for the root of a case.
+        case: the node's case.
+        split: (unit, threshold, side) that made the node from its parent, side −1 for z ≤ threshold − 1 and +1 for
+            z ≥ threshold; None for roots and for bisected cases.
+        closed_by: "bound" with (multipliers, bits), "interval", the name of a leaf solver, "split", or "open".
+    """
+
+    parent: list[int] = field(default_factory=list[int])
+    case: list[Case] = field(default_factory=list[Case])
+    split: list[tuple[int, int, int] | None] = field(default_factory=list[tuple[int, int, int] | None])
+    closed_by: list[str] = field(default_factory=list[str])
+    multipliers: dict[int, tuple[IntegerArray, int]] = field(default_factory=dict[int, tuple[IntegerArray, int]])
+
+    def add(self, parent: int, case: Case, split: tuple[int, int, int] | None) -> int:
+        self.parent.append(parent)
+        self.case.append(case)
+        self.split.append(split)
+        self.closed_by.append("open")
+        return len(self.parent) - 1

@@ -61,6 +61,7 @@ def describe(network: Any) -> dict[str, Any]:
     return {
         "model_digest": network.digest,
         "runtime_profile": network.runtime_profile,
+        "exactness": network.exactness,
         "metadata": dict(network.metadata),
         "input": {
             "shape": list(network.input_shape),
@@ -72,7 +73,33 @@ def describe(network: Any) -> dict[str, Any]:
         "parameters": network.parameter_count,
         "layers": [_layer(node, network.shapes[node.name]) for node in network.nodes],
         "accumulators": [asdict(proof) for proof in accumulator_proofs(network)],
+        "saturation": _saturation(network),
     }
+
+
+def _saturation(network: Any) -> dict[str, list[dict[str, Any]]]:
+    """For each CPU class and multiplication: int16 saturation of pairs proved absent, or an input that reaches it, if found."""
+    from dataclasses import asdict
+
+    from qertify.runtimes.saturating_input import WORK_LIMIT, saturating_input
+    from qertify.runtimes.saturation import CpuClass, pair_proofs
+
+    found: dict[str, dict[str, Any]] = {}
+    classes: dict[str, list[dict[str, Any]]] = {}
+    for cpu_class in CpuClass:
+        classes[cpu_class.value] = entries = []
+        for proof in pair_proofs(network, cpu_class):
+            entry = asdict(proof)
+            if not proof.absent:
+                if proof.node not in found:
+                    witness = saturating_input(network, proof.node, WORK_LIMIT // (1 + len(network.nodes)) * 4)
+                    found[proof.node] = {
+                        "input": None if witness is None else witness.codes.reshape(-1).tolist(),
+                        "reached": None if witness is None else witness.reached,
+                    }
+                entry |= found[proof.node]
+            entries.append(entry)
+    return classes
 
 
 def _layer(node: Any, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -119,6 +146,8 @@ def _table(description: dict[str, Any]) -> str:
     console = Console(file=stream, force_terminal=terminal, width=None if terminal else 120)
     console.print(f"runtime profile  {description['runtime_profile']}", highlight=False)
     console.print(f"digest           {description['model_digest']}", highlight=False)
+    if description["exactness"] == "enclosure":
+        console.print("exactness        enclosure: some results are only known to lie between two staircases", highlight=False)
     for key, value in description["metadata"].items():
         console.print(f"{key:<16} {value}", highlight=False, markup=False)
     console.print(f"input            codes {first['low']} … {first['high']}, {_meaning(first)}", highlight=False)
@@ -130,7 +159,22 @@ def _table(description: dict[str, Any]) -> str:
         "accumulators     proved to fit their width for every valid input" if proved else "accumulators     MAY OVERFLOW",
         highlight=False,
     )
+    for cpu_class, entries in description["saturation"].items():
+        for line in _saturation_lines(entries):
+            console.print(f"{'int16 pairs':<16} {cpu_class}: {line}", highlight=False, markup=False)
     return stream.getvalue()
+
+
+def _saturation_lines(entries: list[dict[str, Any]]) -> list[str]:
+    """What a CPU class may do to the products of each node, in words; nothing where no multiplication is known."""
+    open_ = [entry for entry in entries if not entry["absent"]]
+    if not open_:
+        return ["saturation proved absent for every valid input"] if entries else []
+    return [
+        f"'{entry['node']}' MAY SATURATE, pairs of {entry['operands']} within {entry['low']} … {entry['high']}"
+        + ("" if entry["reached"] is None else f"; an input reaches {entry['reached']} (in the JSON)")
+        for entry in open_
+    ]
 
 
 def _meaning(quantization: dict[str, Any]) -> str:

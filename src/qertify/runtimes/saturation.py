@@ -80,11 +80,15 @@ def pair_proofs(network: Network, cpu_class: CpuClass, region: IntegerBox | None
         saturates = cpu_class is CpuClass.AVX2 or kernel.get("pairs_in_16_bits", False)
         if saturates and (kernel["activation"], kernel["weight"]) == ("uint8", "int8"):
             known = known or ranges(network, *box)
-            shape = (-1,) + (1,) * (node.weight.ndim - 1)
-            raw = node.weight + np.asarray(kernel["weight_zero_point"], dtype=np.int64).reshape(shape)
-            low, high = _pair_bounds(node, raw, known[node.inputs[0]])
+            low, high = _pair_bounds(node, stored_weight(node, kernel), known[node.inputs[0]])
         proofs.append(PairProof(node.name, operands, low, high, low >= PAIR_LOW and high <= PAIR_HIGH))
     return tuple(proofs)
+
+
+def stored_weight(node: Dense | Convolution, kernel: dict[str, Any]) -> IntegerArray:
+    """The weight as the kernel multiplies it: its zero point not yet subtracted."""
+    shape = (-1,) + (1,) * (node.weight.ndim - 1)
+    return node.weight + np.asarray(kernel["weight_zero_point"], dtype=np.int64).reshape(shape)
 
 
 def _pair_bounds(node: Dense | Convolution, weight: IntegerArray, codes: Range) -> tuple[int, int]:

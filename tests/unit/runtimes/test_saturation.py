@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from qertify.network.network import Network
-from qertify.network.nodes import Convolution, Dense, Input, Window
+from qertify.network.nodes import Convolution, Dense, Input, Staircase, Window, per_channel_rows
+from qertify.network.staircase import Rounding, shift_steps
 from qertify.network.tensor import QuantizationParameters, as_integers
+from qertify.runtimes.saturating_input import saturating_input
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class, pair_proofs
 from qertify.specification.region import IntegerBox
 
@@ -106,3 +108,49 @@ def test_doubts_name_node_and_class():
     )
     assert "33 bits" in arithmetic_doubts(wide, CpuClass.VNNI)[0]
     assert host_cpu_class() in CpuClass
+
+
+def largest_pair(weight, codes):
+    products = weight * codes
+    return max(abs(int(a + b)) for row in products for a, b in itertools.combinations(row, 2))
+
+
+def test_an_input_that_saturates_is_found_and_does():
+    """Whatever is found saturates; in a first layer something is found whenever anything saturates."""
+    random = np.random.default_rng(2)
+    seen = set()
+    for _ in range(60):
+        weight = random.integers(-90, 90, size=(3, 5))
+        candidate = network(weight)
+        found = saturating_input(candidate, "layer")
+        seen.add(found is not None)
+        assert (found is None) == absent(candidate)
+        if found is not None:
+            assert largest_pair(weight, found.codes) > 32767
+            assert abs(found.reached) > 32767
+    assert seen == {True, False}
+
+
+def test_an_input_that_saturates_a_hidden_layer_is_found():
+    """The hidden codes that do it need particular inputs: high ones for the first, low ones for the second."""
+    first = Dense("z", ("x",), as_integers([[1, 0], [0, -1]]), as_integers([0, 255]))
+    steps = Staircase("y", ("z",), shift_steps(0, Rounding.FLOOR, 0, 255), per_channel_rows(1, (2,)))
+    kernels = {"layer": {"activation": "uint8", "weight": "int8", "weight_zero_point": 0}}
+    last = Dense("layer", ("y",), as_integers([[127, 127]]), as_integers([0]))
+    nodes = (Input("x", (2,), 0, 255), first, steps, last)
+    deep = Network(nodes, UNIT, UNIT, "onnxruntime", {"kernels": json.dumps(kernels)})
+    found = saturating_input(deep, "layer")
+    assert found is not None
+    x, y = found.codes.tolist()
+    assert 127 * (x + 255 - y) == found.reached > 32767
+
+
+def test_an_input_that_saturates_a_convolution_is_found():
+    weight = np.zeros((2, 1, 1, 2), np.int64)
+    weight[1, 0, 0] = [-100, -100]
+    candidate = network(weight, window=Window((1, 2)), groups=2, shape=(2, 1, 3))
+    found = saturating_input(candidate, "layer")
+    assert found is not None
+    assert found.reached == min(-100 * int(found.codes[1, 0, i] + found.codes[1, 0, i + 1]) for i in (0, 1)) < -32768
+    weight[1, 0, 0] = [-60, -60]
+    assert saturating_input(network(weight, window=Window((1, 2)), groups=2, shape=(2, 1, 3)), "layer") is None

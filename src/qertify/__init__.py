@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from qertify.result import Reason as Reason
     from qertify.result import Result as Result
     from qertify.result import Verdict as Verdict
+    from qertify.runtimes.base import runner as runner
     from qertify.search.comparison import EquivalenceQuery as EquivalenceQuery
     from qertify.search.paired_input import grid as paired_codes  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from qertify.search.paired_input import interval as paired_reals  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -140,6 +141,7 @@ _EXPORTS: dict[str, str] = {
     "resume_store": "qertify.campaign.store:resume_store",
     "run_campaign": "qertify.campaign.runner:run_campaign",
     "save_certificate": "qertify.certificates.format:save",
+    "runner": "qertify.runtimes.base:runner",
     "save_network": "qertify.network.storage:save",
     "summarise": "qertify.campaign.summary:summarise",
     "verify": "qertify.queries.robustness:verify",

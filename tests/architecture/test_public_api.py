@@ -68,6 +68,7 @@ PUBLIC = [
     "read_rows",
     "read_vnnlib",
     "resume_store",
+    "runner",
     "run_campaign",
     "save_certificate",
     "save_network",

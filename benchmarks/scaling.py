@@ -241,9 +241,10 @@ def ratio(arguments: argparse.Namespace) -> None:
                     left -= first_done(left, 1.0)
                 walls[workers] = time.perf_counter() - start
                 found = [reply.result()["result"] for reply in replies]
-                answers[workers] = [(item["verified_radius"], item["refuted_radius"]) for item in found]
+                answers[workers] = [(item["verified_radius"], item["refuted_radius"], item["exact"]) for item in found]
                 print(f"{workers} worker(s): {walls[workers]:.1f} s for {len(pieces)} radii", flush=True)
-    print(f"ratio {walls[1] / walls[2]:.2f}, same radii: {answers[1] == answers[2]}")
+    same = [one == two for one, two in zip(answers[1], answers[2], strict=True) if one[2] and two[2]]
+    print(f"ratio {walls[1] / walls[2]:.2f}; {len(same)} radii exact in both, {sum(same)} of them equal")
 
 
 def main() -> None:

@@ -178,9 +178,9 @@ def _open(path: Path, writing: bool) -> Store:
         raise StoreError(f"{path}: no such file")
     with _errors(path):
         lock = _lock(path) if writing else None
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode={'rw' if writing else 'ro'}", uri=True, isolation_level=None
-        )
+        left = path.with_name(f"{path.name}-journal").exists()  # by a kill: only a connection that may write can roll it back
+        mode = "rw" if writing or left else "ro"
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None)
         try:
             (application,), (version,) = (
                 connection.execute(f"PRAGMA {name}").fetchone() for name in ("application_id", "user_version")

@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
-from qertify.importers.float_torch_operators import OPERATORS, VIEWS, Lowering, fold
-from qertify.importers.pt2_file import Call, ExportedGraph, Reference, parse_exported, read_exported
+from qertify.importers.float_torch_operators import OPERATORS, Lowering
+from qertify.importers.pt2_context import fold, require_unshared
+from qertify.importers.pt2_file import Call, ExportedGraph, parse_exported, read_exported
 from qertify.network.real import RealNetwork
 
 
@@ -82,7 +83,7 @@ def _lower(lowering: Lowering, call: Call) -> None:
     if call.op.startswith("aten.sym_size"):
         return  # sizes are read off the description of every tensor
     if call.op.rpartition(".")[0].endswith("_"):
-        _require_unshared(lowering.graph, call)
+        require_unshared(lowering.graph, call)
     if call.op.startswith("quantized"):
         raise call.unsupported(None, "this is a quantized model; the float original it was made from is needed")
     if fold(lowering, call):
@@ -91,18 +92,3 @@ def _lower(lowering: Lowering, call: Call) -> None:
     if rule is None or len(call.outputs) != 1:
         raise call.unsupported(None, "only piecewise linear float operators are read")
     lowering.values[call.outputs[0]] = rule(lowering, call)
-
-
-def _require_unshared(graph: ExportedGraph, call: Call) -> None:
-    """An operator in place is like any other while nothing else reads the memory that it changes."""
-    target = call.arguments.get("self")
-    readers = sum(_reads(other, target) for other in graph.calls)
-    made = next((other for other in graph.calls if isinstance(target, Reference) and target.name in other.outputs), None)
-    changed = isinstance(target, Reference) and target.name == graph.output
-    if made is None or made.op.rpartition(".")[0] in VIEWS or readers != 1 or changed:
-        raise call.unsupported(None, "it changes memory that another operator may read; use the form that is not in place")
-
-
-def _reads(call: Call, target: object) -> int:
-    operands = [item for value in call.arguments.values() for item in (value if isinstance(value, list) else [value])]
-    return sum(item == target for item in operands)

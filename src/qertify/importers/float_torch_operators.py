@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qertify.errors import InvalidNetworkError
 from qertify.importers.float_lowering import RealBuilder, averaged_elements
 from qertify.importers.moving import Codes
-from qertify.importers.pt2_file import Call, ExportedGraph, Reference
+from qertify.importers.pt2_context import MOVES, RESHAPING, Move, Operands, lifted, padded, sizes_of, window_of
+from qertify.importers.pt2_file import Call, Reference
 from qertify.network.nodes import Window
 from qertify.network.tensor import FloatArray
 
-Move = Callable[[NDArray[Any], Call], NDArray[Any]]
-"""Moves the elements of an array as an operator does."""
-
 
 @dataclass(frozen=True, slots=True)
-class Lowering:
+class Lowering(Operands):
     """One import in progress.
 
     Attributes:
         values: of the tensors that depend on the input.
         decisions: "softmax" or "argmax" for tensors that such a final operator made of their value.
-        folded: constants that the module computes from its own by moving elements.
     """
 
-    graph: ExportedGraph
     builder: RealBuilder = field(default_factory=RealBuilder)
-    values: dict[str, Codes] = field(default_factory=dict)
-    decisions: dict[str, str] = field(default_factory=dict)
-    folded: dict[str, NDArray[Any]] = field(default_factory=dict)
+    values: dict[str, Codes] = field(default_factory=dict[str, Codes])
+    decisions: dict[str, str] = field(default_factory=dict[str, str])
 
     def real(self, call: Call, name: str) -> Codes:
         """An argument that depends on the input."""
@@ -46,44 +38,6 @@ class Lowering:
         if value.name in self.decisions:
             raise call.unsupported(name, "nothing may follow the final softmax or argmax")
         return self.values[value.name]
-
-    def constant(self, call: Call, name: str) -> NDArray[Any] | None:
-        """An argument that the module holds, or a number; None if it is a computed tensor or missing."""
-        value = call.arguments.get(name)
-        if isinstance(value, Reference):
-            return self.folded.get(value.name, self.graph.constants.get(value.name))
-        return np.array(value, dtype=np.float64) if isinstance(value, int | float) else None
-
-    def numbers(self, call: Call, name: str, default: float | None = None, shape: tuple[int, ...] = ()) -> FloatArray:
-        """A constant argument of float32 numbers (or a number) in float64; ``default`` of ``shape`` if it is missing."""
-        if call.arguments.get(name) is None and default is not None:
-            return np.full(shape, default)
-        array = self.constant(call, name)
-        if array is None:
-            raise call.unsupported(name, "a constant is needed here")
-        if array.ndim and array.dtype != np.float32:
-            raise call.unsupported(name, f"is {array.dtype}; float32 is needed")
-        if not np.all(np.isfinite(array)):
-            raise InvalidNetworkError(call.name, f"{name} holds NaN or infinity")
-        return array.astype(np.float64)
-
-    def result_shape(self, call: Call) -> tuple[int, ...]:
-        """Shape of the result without the batch axis, which must be the first one."""
-        shape = self.graph.shapes.get(call.outputs[0], ())
-        inner = tuple(size for size in shape[1:] if size is not None)
-        if len(shape) < 2 or shape[0] not in (1, None) or len(inner) != len(shape) - 1:
-            raise call.unsupported(None, f"its result {list(shape)} has no batch axis of 1 in front of fixed sizes")
-        return inner
-
-
-def _sizes(call: Call, name: str, axes: int, default: Sequence[int]) -> tuple[int, ...]:
-    """An argument of ``axes`` sizes, of which one may stand for all, and none for the default."""
-    given = call.arguments.get(name)
-    values: list[Any] = [given] if isinstance(given, int) else list(given or default)
-    values = values * axes if len(values) == 1 else values
-    if len(values) != axes or any(not isinstance(v, int) or not 0 <= v <= 1 << 16 for v in values):
-        raise call.unsupported(name, f"{values[:8]} is not {axes} sizes up to 65536")
-    return tuple(values)
 
 
 def _linear(lowering: Lowering, call: Call) -> Codes:
@@ -113,24 +67,12 @@ def _on_image(lowering: Lowering, call: Call, x: Codes, axes: int, function: Cal
     return lowering.builder.reshape(f"{call.name}/signal", result, (result.shape[0], result.shape[2]))
 
 
-def _lifted(call: Call, axes: int, name: str, default: Sequence[int], fill: int) -> tuple[int, int]:
-    values = _sizes(call, name, axes, default)
-    return (fill, values[0]) if axes == 1 else (values[0], values[1])
-
-
-def _window(call: Call, axes: int, kernel: tuple[int, int], given: tuple[int, ...] = (1,)) -> Window:
-    """``given``: the stride where the operator names none."""
-    (height, width) = _lifted(call, axes, "padding", (0,), 0)
-    stride, dilation = _lifted(call, axes, "stride", given, 1), _lifted(call, axes, "dilation", (1,), 1)
-    return Window(kernel, stride, (height, width, height, width), dilation)
-
-
 def _convolution(lowering: Lowering, call: Call, axes: int) -> Codes:
     weight = lowering.numbers(call, "weight")
     if weight.ndim != axes + 2 or isinstance(call.arguments.get("padding"), str):
         raise call.unsupported("padding", f"weight {weight.shape} and padding as numbers are needed")
     kernel = (1, weight.shape[2]) if axes == 1 else (weight.shape[2], weight.shape[3])
-    window, groups = _window(call, axes, kernel), call.arguments.get("groups", 1)
+    window, groups = window_of(call, axes, kernel), call.arguments.get("groups", 1)
     bias = lowering.numbers(call, "bias", 0.0, weight.shape[:1])
     lifted = weight.reshape(*weight.shape[:2], *kernel)
     build = lowering.builder.convolution
@@ -140,8 +82,8 @@ def _convolution(lowering: Lowering, call: Call, axes: int) -> Codes:
 
 
 def _pool(lowering: Lowering, call: Call, axes: int, average: bool) -> Codes:
-    sizes = _sizes(call, "kernel_size", axes, ())
-    window = _window(call, axes, _lifted(call, axes, "kernel_size", (), 1), sizes)
+    sizes = sizes_of(call, "kernel_size", axes, ())
+    window = window_of(call, axes, lifted(call, axes, "kernel_size", (), 1), sizes)
     if min(*window.kernel, *window.stride, *window.dilation) < 1:
         raise call.unsupported("kernel_size", "kernel, stride and dilation must be at least 1")
 
@@ -161,7 +103,7 @@ def _pool(lowering: Lowering, call: Call, axes: int, average: bool) -> Codes:
 
 
 def _adaptive(lowering: Lowering, call: Call, axes: int) -> Codes:
-    sizes = _lifted(call, axes, "output_size", (), 1)
+    sizes = lifted(call, axes, "output_size", (), 1)
 
     def pool(image: Codes) -> Codes:
         height, width = image.shape[1:]
@@ -236,34 +178,6 @@ def _moved(lowering: Lowering, call: Call, move: Move) -> Codes:
     return lowering.builder.rearrange(call.name, (x,), moved[0])
 
 
-def fold(lowering: Lowering, call: Call) -> bool:
-    """Whether the operator moved elements of a constant, which it then gave another name."""
-    op, constant = call.op.rpartition(".")[0], lowering.constant(call, "self")
-    shape = lowering.graph.shapes.get(call.outputs[0], (None,)) if call.outputs else (None,)
-    movable = (op in MOVES or op in RESHAPING) and not call.arguments.get("train")
-    if constant is None or not constant.ndim or None in shape or not movable:
-        return False
-    moved = MOVES[op](constant, call) if op in MOVES else constant.reshape([size or 0 for size in shape])
-    lowering.folded[call.outputs[0]] = moved
-    return True
-
-
-def _sliced(indices: NDArray[Any], call: Call) -> NDArray[Any]:
-    axis, step = call.arguments.get("dim", 0), call.arguments.get("step", 1)
-    chosen = slice(call.arguments.get("start"), call.arguments.get("end"), step)
-    return indices[(slice(None),) * (axis % indices.ndim) + (chosen,)]
-
-
-def _padded(indices: NDArray[Any], call: Call) -> NDArray[Any]:
-    pads = call.arguments["pad"]
-    if call.arguments.get("value") not in (None, 0) or call.arguments.get("mode", "constant") != "constant" or min(pads) < 0:
-        raise call.unsupported("value", "only zeros are padded")
-    if len(pads) % 2 or len(pads) > 2 * indices.ndim or max(pads) > 1 << 16:
-        raise call.unsupported("pad", f"{pads[:8]} does not fit {indices.shape}")
-    pairs = [(0, 0)] * (indices.ndim - len(pads) // 2) + list(zip(pads[::2], pads[1::2], strict=True))[::-1]
-    return np.pad(indices, pairs, constant_values=-1)
-
-
 def _cat(lowering: Lowering, call: Call) -> Codes:
     tensors = call.arguments.get("tensors") or []
     parts = [lowering.values.get(item.name) if isinstance(item, Reference) else None for item in tensors]
@@ -325,22 +239,6 @@ def _decision(lowering: Lowering, call: Call, kind: str) -> Codes:
 
 
 Rule = Callable[[Lowering, Call], Codes]
-_ORDERED = (
-    "flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "unflatten", "contiguous", "clone", "alias",
-    "detach", "dropout", "dropout_", "feature_dropout", "lift_fresh_copy",
-)  # fmt: skip
-RESHAPING = frozenset(f"aten.{name}" for name in _ORDERED)
-"""Operators that keep the order of the elements."""
-MOVES: dict[str, Move] = {
-    "aten.permute": lambda array, call: array.transpose(call.arguments["dims"]),
-    "aten.transpose": lambda array, call: array.swapaxes(call.arguments["dim0"], call.arguments["dim1"]),
-    "aten.t": lambda array, call: array.T,
-    "aten.slice": _sliced,
-    "aten.select": lambda array, call: array.take(call.arguments["index"], axis=call.arguments["dim"]),
-}
-"""Operators that pick elements, on arrays with their batch axis."""
-VIEWS = RESHAPING | frozenset(MOVES)
-"""Operators whose result may share memory with their operand."""
 _WINDOWED: dict[str, Rule] = {
     f"aten.{name}{axes}d": partial(rule, axes=axes, **options)
     for axes in (1, 2)
@@ -371,8 +269,8 @@ OPERATORS: dict[str, Rule] = {
     "aten.hardtanh_": partial(_clamp, names=("min_val", "max_val"), bounds=(-1.0, 1.0)),
     "aten.clamp": partial(_clamp, names=("min", "max"), bounds=(-np.inf, np.inf)),
     "aten.clamp_min": partial(_clamp, names=("min", ""), bounds=(-np.inf, np.inf)),
-    "aten.constant_pad_nd": partial(_moved, move=_padded),
-    "aten.pad": partial(_moved, move=_padded),
+    "aten.constant_pad_nd": partial(_moved, move=padded),
+    "aten.pad": partial(_moved, move=padded),
     "aten.cat": _cat,
     "aten.add": partial(_sum, sign=1.0),
     "aten.add_": partial(_sum, sign=1.0),

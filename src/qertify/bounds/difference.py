@@ -19,7 +19,7 @@ import torch
 from qertify.bounds.builder import Builder
 from qertify.bounds.difference_range import LINK_PARTS, linked_difference, value_difference
 from qertify.bounds.dual import Domains, prove
-from qertify.bounds.fixed_point import RealForm
+from qertify.bounds.fixed_point import RealForm, compact
 from qertify.bounds.input_relation import InputRelation, input_form
 from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program
@@ -31,6 +31,8 @@ from qertify.specification.region import IntegerBox
 
 SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
+OUTPUT_BITS = 40
+"""The left network's outputs take at most this many bits."""
 BATCH = 48
 """Paired accumulators whose ranges are tightened together."""
 TIGHTEN_ITERATIONS = 5
@@ -94,7 +96,8 @@ def compile_difference(
         _couple(builder, other, quantized, pair, optimise, late)
     other.advance(builder)
     quantized.advance(builder)
-    rows, bits = outputs(builder, other.output(builder).flat(), quantized.output(builder).flat().form)
+    value = compact(builder, other.output(builder).flat(), OUTPUT_BITS)
+    rows, bits = outputs(builder, value, quantized.output(builder).flat().form)
     merged = RealForm(np.stack([row.form for row in rows], axis=1), np.array([row.slack for row in rows]), bits)
     low, high = merged.range(builder)
     builder.add_rows(range(len(rows)), merged.form, low.astype(np.int64), high.astype(np.int64), merged.slack)

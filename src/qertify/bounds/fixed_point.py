@@ -25,6 +25,10 @@ WEIGHT_BITS = 15
 """Weights are rounded so that the largest of a node takes this many bits."""
 VALUE_BITS = 16
 """Values of rectifiers take about this many bits."""
+COMPACT_BITS = 32
+"""Values that are to be weighted again take at most this many bits."""
+SUM_BITS = 46
+"""Sums take at most this many bits, even where the bias is much larger than what it is added to."""
 EXACT_FORM = float(1 << 50)
 """Sums of products stay below this, so that float64 holds them exactly."""
 ROUNDING = 1e-9
@@ -93,16 +97,31 @@ def _ceil(bound: FloatArray) -> FloatArray:
     return np.where(bound > 0, np.ceil(bound * (1 + ROUNDING) + ROUNDING), 0)
 
 
+def compact(builder: Builder, value: RealForm, wanted: int = COMPACT_BITS) -> RealForm:
+    """The value with fewer fractional bits where it has so many that products might not fit."""
+    low, high = value.range(builder)
+    surplus = frexp(float(np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)))[1] - wanted
+    if surplus <= 0:
+        return value
+    least, greatest = builder.variable_range()
+    scaled = value.form * 2.0**-surplus
+    rounded = np.round(scaled)
+    lost = np.tensordot(np.maximum(np.abs(least), np.abs(greatest)), np.abs(scaled - rounded), axes=1)
+    return RealForm(rounded, _ceil(value.slack * 2.0**-surplus + lost), value.bits - surplus)
+
+
 Apply = Callable[[FloatArray, FloatArray], FloatArray]
 """A linear map with a weight to be given: (weight, values of shape (batch, *shape)) → (batch, *output shape)."""
 
 
 def _linear(builder: Builder, value: RealForm, weight: FloatArray, bias: FloatArray, apply: Apply) -> RealForm:
     """The form of a linear map of a value, plus a bias that broadcasts over the result."""
+    value = compact(builder, value)
     low, high = value.range(builder)
     middle = np.round((low + high) / 2)
     half = np.maximum(high - middle, middle - low)
-    bits = _fraction_bits(weight, WEIGHT_BITS)
+    size = (apply(np.abs(weight), np.maximum(np.abs(low), np.abs(high))[None])[0] * 2.0**-value.bits + np.abs(bias)).max()
+    bits = min(_fraction_bits(weight, WEIGHT_BITS), SUM_BITS - frexp(float(size))[1] - value.bits)
     scaled = weight * 2.0**bits
     rounded = np.round(scaled)
     rest = scaled - rounded

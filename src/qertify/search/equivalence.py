@@ -38,6 +38,8 @@ OPTIMISED_UNITS = 1500
 """Most units for which multipliers are optimised while the program is built."""
 POLISH_STEPS, POLISH_REACH = 8, 0.1
 ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
+LAST_SHARE = Fraction(7, 8)
+"""Searches for the least delta aim at parts, up to this one, of the way from what is attained to what is proved."""
 CLOSE = Fraction(1, 10**6)
 """Relative distance of attained and proved differences that ends the search for the least delta."""
 
@@ -283,31 +285,30 @@ class _Search:
     def _squeeze(self, joint: Joint, bounds: dict[tuple[int, int], Fraction | None]) -> None:
         """Bring the proved difference down towards the attained one, by searches for differences in between."""
         finding, judge = self._finding, self._judge
-        share = Fraction(1, 2)
-        patience = 2.0
+        share, patience = Fraction(1, 2), 2.0
         while finding.bound is not None and not self._late():
             attained = judge.attained + self._margin
             if finding.bound <= attained * (1 + CLOSE):
                 return
             aim = attained + (finding.bound - attained) * share
-            if finding.bound - attained < attained / 10**4:
-                aim = attained
             limits = {
                 key: self._differences.limit(key[0], aim - self._margin, joint.output_bits)
                 for key, bound in bounds.items()
                 if bound is None or bound > aim - self._margin
             }
             until = time.monotonic() + patience
-            deadline = until if self._deadline is None else min(until, self._deadline)
             seen = judge.attained
+            deadline = until if self._deadline is None else min(until, self._deadline)
             if self._search(joint, self._differences.cases(limits), deadline, aim - self._margin):
                 bounds = {key: aim - self._margin if key in limits else bound for key, bound in bounds.items()}
                 finding.bound, finding.evidence, finding.method = aim, Evidence.EXACT_SEARCH, "bab"
                 self._say(f"search: at most {_text(finding.bound)}, {finding.nodes} domains")
             elif judge.attained > seen:
                 self._say(f"search: at least {float(judge.attained):.6g}, {finding.nodes} domains")
-            elif share < Fraction(15, 16):
+            elif share < LAST_SHARE:
                 share = (1 + share) / 2
+            elif time.monotonic() < until:  # not for lack of time: what is left differs by rounding to fixed point
+                return
             else:
                 patience *= 4
 

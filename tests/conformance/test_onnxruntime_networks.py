@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 
+from onnx import helper
+
 from qertify.errors import UnsupportedModelError
 from qertify.importers.onnx_quantized import load_onnx
 from qertify.network.nodes import Staircase
@@ -65,6 +67,35 @@ def test_activations_between_integers(tmp_path, form):
     network = load_onnx(path)
     random = np.random.default_rng(6)
     x = random.normal(size=(1500, 3, 6, 6)) + random.normal(size=(1500, 1, 1, 1))
+    replay = runtime_of(network).replay(path, x.astype(np.float32))
+    assert replay.agrees.all()
+    assert min(len(np.unique(column)) for column in replay.outputs.T) > 10
+
+
+def cut(seed=0):
+    """Slices, also backwards and with steps, and splits, even and uneven."""
+    net = FloatNetwork(seed, [4, 8, 8])
+
+    def integers(*values):
+        name = f"constant{len(net.constants)}"
+        net.constants[name] = np.array(values, dtype=np.int64)
+        return name
+
+    x = net.add("Relu", net.convolution("x", 6, 4, 3))
+    x = net.add("Slice", x, integers(1, -1), integers(9, -100), integers(2, 3), integers(2, -1))
+    parts = [f"part{i}" for i in range(3)]
+    net.nodes.append(helper.make_node("Split", [x, integers(1, 3, 2)], parts, name="split", axis=1))
+    x = net.add("Relu", net.convolution(net.add("Concat", parts[2], parts[0], axis=1), 5, 3, 3))
+    y = net.add("Add", net.convolution(parts[1], 5, 3, 1), x)
+    net.output = net.dense(net.add("Flatten", net.add("GlobalAveragePool", y)), 10, 5)
+    return net
+
+
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_slices_and_splits(tmp_path, form):
+    path = quantized(cut(), tmp_path / "model.onnx", form, "QUInt8", "QInt8", True)
+    network = load_onnx(path)
+    x = np.random.default_rng(8).normal(size=(1500, 4, 8, 8))
     replay = runtime_of(network).replay(path, x.astype(np.float32))
     assert replay.agrees.all()
     assert min(len(np.unique(column)) for column in replay.outputs.T) > 10

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from qertify.errors import UnsupportedModelError
 from qertify.importers.torch_quantized import import_torch, load_torchscript
 from qertify.runtimes.base import runtime_of
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts
+from qertify.runtimes.torch_arithmetic import Engine
 from qertify.runtimes.torch_int8 import running
 from tests.conformance.torch_models import ENGINES, NETWORKS, Eager, eager, fx, inputs
 
@@ -96,3 +98,38 @@ def test_saturating_pairs_are_found():
     x = np.full((1, 8, 4, 4), 255, dtype=np.float32)
     assert not runtime_of(network).replay(module, x).agrees[0]
     assert runtime_of(network).replay(module, x // 2).agrees[0]
+
+
+class Ends(torch.nn.Module):
+    """A convolution, a gate that is added to every position, a split, and a softmax at the end."""
+
+    shape = (3, 6, 6)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1)
+        self.pool, self.head = torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x + self.gate(self.pool(x))
+        a, b = x.split([3, 5], 1)
+        return torch.softmax(self.head(self.pool(torch.cat([b, a], 1)[:, :, 1:5, ::2]).flatten(1)), 1)
+
+
+def test_broadcast_sums_and_a_final_softmax():
+    torch.manual_seed(0)
+    module = fx(Ends(), Engine.FBGEMM)
+    network = import_torch(module, torch.zeros(1, *Ends.shape))
+    assert network.metadata["output"] == "softmax"
+    replay = runtime_of(network).replay(module, inputs(Ends(), 2000))
+    assert replay.agrees.all()
+    assert len(np.unique(replay.predicted)) > 2
+    orders = [np.argsort(-values, axis=1, kind="stable") for values in (replay.ordered, replay.reference)]
+    assert np.array_equal(*orders)
+    assert all(len(np.unique(a)) == len(np.unique(b)) for a, b in zip(replay.outputs, replay.reference, strict=True))
+
+
+def test_broadcast_sums_are_refused_by_qnnpack():
+    with pytest.raises(UnsupportedModelError, match="qnnpack does not broadcast"):
+        import_torch(fx(Ends(), Engine.QNNPACK), torch.zeros(1, *Ends.shape), "qnnpack")

@@ -187,6 +187,22 @@ def pairs(count):
     return [(a[i : i + count], b[i : i + count]) for i in range(0, len(a), count)]
 
 
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine is not Engine.QNNPACK])
+def test_addition_that_broadcasts(engine):
+    """Every pair of codes, one operand broadcast along either axis: each result follows one of the two formulas."""
+    random = np.random.default_rng(9)
+    for trial in range(6):
+        scales = tuple(F(v) for v in (random.uniform(0.005, 0.1, 3) * (1, 1, 2) if trial else (0.5, 0.5, 1)))
+        zeros = tuple(int(v) for v in random.integers(0, 256, 3))
+        rules = [NativeAddition(scales, zeros, False, tail=tail) for tail in (False, True)]
+        body, tail = (np.clip(rule(BYTE[:, None], BYTE[None, :]), 0, 255) for rule in rules)
+        for width in (256, 7):  # vectors of the broadcast operand, and short rows
+            a, b = tensor(BYTE[None, :, None], scales[0], zeros[0]), tensor(BYTE[None, None, :width], scales[1], zeros[1])
+            with running(engine):
+                y = integers(torch.ops.quantized.add(a, b, float(scales[2]), zeros[2]))[0]
+            assert np.all((y == body[:, :width]) | (y == tail[:, :width]))
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("relu", [False, True])
 def test_addition(engine, relu):

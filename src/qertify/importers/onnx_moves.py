@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 
@@ -193,6 +193,55 @@ def _max_pool(context: Context, node: GraphNode) -> Value:
     return on_codes(value, pool, node)
 
 
+def _picked(context: Context, node: GraphNode, name: str, along: dict[int, Sequence[int]]) -> Value:
+    """The elements at some indices along some axes of the first operand, without the batch axis."""
+
+    def pick(x: Codes) -> Codes:
+        index = np.arange(prod(x.shape)).reshape(x.shape)
+        for axis, chosen in along.items():
+            index = np.take(index, chosen, axis=axis)
+        if not index.size:
+            raise ModelFileError(f"node '{node.name}': picks no element of {x.shape}")
+        return context.builder.rearrange(name, (x,), index)
+
+    return on_codes(context.value(node, 0), pick, node)
+
+
+def _slice(context: Context, node: GraphNode) -> Value:
+    full = _full(context, node)
+    starts, ends = (integers_of(context, node, position, name) for position, name in ((1, "starts"), (2, "ends")))
+    if starts is None or ends is None:
+        raise UnsupportedModelError(node.name, node.op, None, "starts and ends are needed")
+    axes, steps = integers_of(context, node, 3, "axes") or list(range(len(starts))), integers_of(context, node, 4, "steps")
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+        raise ModelFileError(f"node '{node.name}': starts, ends, axes and steps do not fit together")
+    along: dict[int, Sequence[int]] = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if (axis + len(full) if axis < 0 else axis) == 0 and (start, step) == (0, 1) and end >= 1:
+            continue  # all of the batch
+        chosen = axis_without_batch(node, axis, len(full) - 1)
+        along[chosen] = range(full[chosen + 1])[slice(start, None if step < 0 and end < -full[chosen + 1] else end, step)]
+    return _picked(context, node, node.name, along)
+
+
+def _split(context: Context, node: GraphNode) -> Value:
+    """Its further results are stored here, the first one is returned."""
+    full = _full(context, node)
+    axis = axis_without_batch(node, attribute(node, "axis", 0), len(full) - 1)
+    size, count = full[axis + 1], len(node.outputs)
+    sizes = integers_of(context, node, 1, "split")
+    if sizes is None:
+        part = -(-size // count)
+        sizes = [max(0, min(part, size - i * part)) for i in range(count)]
+    if len(sizes) != count or sum(sizes) != size or min(sizes) < 1:
+        raise ModelFileError(f"node '{node.name}': can't split {size} elements into {sizes[:8]}")
+    starts = np.cumsum([0, *sizes]).tolist()
+    parts = [_picked(context, node, f"{node.name}/{i}", {axis: range(starts[i], starts[i + 1])}) for i in range(count)]
+    context.values.update({name: part for name, part in zip(node.outputs[1:], parts[1:], strict=True) if name})
+    return parts[0]
+
+
 def _identity(context: Context, node: GraphNode) -> Value:
     if any(node.outputs[1:]) or (context.is_constant(node, 2) and bool(np.any(context.constant(node, 2, "b")))):
         raise UnsupportedModelError(node.name, node.op, None, "only its inference form is supported")
@@ -209,6 +258,8 @@ MOVES: dict[str, Callable[[Context, GraphNode], Value]] = {
     "Pad": _pad,
     "MaxPool": _max_pool,
     "NhwcMaxPool": _max_pool,
+    "Slice": _slice,
+    "Split": _split,
     "Identity": _identity,
     "Dropout": _identity,
 }

@@ -226,7 +226,7 @@ def _input_quantizers(graph: Graph) -> list[GraphNode]:
             continue
         if node.op == "QuantizeLinear":
             found.append(node)
-        elif node.op in ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Pad", "MaxPool", "Identity", "Dropout"):
+        elif node.op in MOVES and node.op not in ("Concat", "NhwcMaxPool"):
             moved.update(node.outputs)
         else:
             raise UnsupportedModelError(node.name, node.op, None, "it computes on the real input; quantize the input first")

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from qertify.errors import ModelFileError, UnsupportedModelError
+from qertify.importers.decisions import softmax_obstacle
 from qertify.importers.islands import Island, shifted, then
 from qertify.importers.lowering import Codes
 from qertify.importers.onnx_context import (
@@ -130,33 +131,13 @@ def _classes_axis(lowering: Lowering, node: GraphNode, codes: Codes, default: in
         raise UnsupportedModelError(node.name, node.op, "axis", f"must run over all outputs, not one axis of {codes.shape}")
 
 
-CLASS_LIMIT = 1 << 16
-EXP_ERROR = 2.0**-16
-"""Assumed bound on the relative error of the runtime's float32 exponential; it is about 2⁻²²."""
-
-
 def _softmax(lowering: Lowering, node: GraphNode) -> Value:
-    """Dropped after a proof that it keeps order and ties.
-
-    Its results are F(e_i / Σe) with e_i ≈ exp(x_i − max). Distinct x differ by at least the step of the quantizer, so their
-    e differ by a factor of exp(step), more than all rounding together; nothing underflows while the span of x stays small.
-    """
+    """Dropped after a proof that it keeps order and ties."""
     codes, values = _decided(lowering, node)
     _classes_axis(lowering, node, codes, -1 if lowering.graph.opset >= 13 else 1)
-    if values is None or not 1 < np.prod(codes.shape) <= CLASS_LIMIT:
-        raise UnsupportedModelError(node.name, node.op, None, f"it does not read 2 … {CLASS_LIMIT} real scores")
-    exact = values.astype(np.float64)
-    step, span = float(np.diff(exact).min()), float(exact[-1] - exact[0])
-    difference_error = 2.0**-23 * max(span, float(np.abs(exact).max()))
-    if step - 2 * difference_error < 8 * EXP_ERROR or span + np.log(np.prod(codes.shape)) > 80:
-        reason = (
-            f"can't be dropped: with scores {step:.2g} apart over {span:.3g} it may make ties; export the network without it"
-        )
-        raise UnsupportedModelError(node.name, node.op, None, reason)
-    if not softmax_keeps_ties(values, int(np.prod(codes.shape))):
-        raise UnsupportedModelError(
-            node.name, node.op, None, "equal scores get different results; export the network without it"
-        )
+    obstacle = softmax_obstacle(values, int(np.prod(codes.shape)), softmax_keeps_ties)
+    if obstacle is not None:
+        raise UnsupportedModelError(node.name, node.op, None, obstacle)
     return Decision(codes, "softmax")
 
 

@@ -34,7 +34,14 @@ class Real:
     values: Float32Array
 
 
-Value = Raw | Codes | Real
+@dataclass(frozen=True, slots=True, eq=False)
+class Decision:
+    """What a final softmax makes of strictly ordered codes. Only the output may be one."""
+
+    codes: Codes
+
+
+Value = Raw | Codes | Real | Decision
 
 
 @dataclass(slots=True)

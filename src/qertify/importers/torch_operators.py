@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qertify.importers.decisions import softmax_obstacle
 from qertify.importers.lowering import Codes, Requantize
 from qertify.importers.torch_context import (
     HIGH,
     LOW,
+    Decision,
     Lowering,
     Raw,
     Real,
@@ -44,7 +46,7 @@ from qertify.runtimes.torch_arithmetic import (
     quantize_after,
     quantize_inside,
 )
-from qertify.runtimes.torch_int8 import unary_tables
+from qertify.runtimes.torch_int8 import softmax_keeps_ties, unary_tables
 
 GRAIN = 1 << 15
 """Largest tensor that an element-wise kernel never divides among threads."""
@@ -115,6 +117,8 @@ def _picked(lowering: Lowering, operation: Operation, value: Value, moved: torch
             return lowering.builder.rearrange(name, (value,), indices)
         case Real(codes, values):
             return Real(lowering.builder.rearrange(name, (codes,), indices), values)
+        case Decision():
+            raise operation.unsupported(None, "nothing may follow the final softmax")
 
 
 def _unary(lowering: Lowering, operation: Operation) -> Value:
@@ -171,8 +175,11 @@ def _tail(operation: Operation, *operands: torch.Tensor) -> NDArray[np.bool_]:
 
 def _addition(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     (a, a_tensor), (b, b_tensor) = (codes_of(operation, operation.arguments[key]) for key in ("qa", "qb"))
-    if a.shape != b.shape:
-        raise operation.unsupported(None, f"its operands {a.shape} and {b.shape} differ in shape; expand them first")
+    shape = shape_of(operation, operation.result)
+    broadcast = not a.shape == b.shape == shape
+    if broadcast and lowering.engine is Engine.QNNPACK:
+        raise operation.unsupported(None, f"qnnpack does not broadcast {a.shape} and {b.shape}; expand them first")
+    a, b = (lowering.builder.broadcast(f"{operation.name}/wide_{side}", x, shape) for side, x in (("a", a), ("b", b)))
     parameters = [scale_of(operation, tensor) for tensor in (a_tensor, b_tensor, operation.result)]
     scales = (parameters[0][0], parameters[1][0], parameters[2][0])
     zero_points = (parameters[0][1], parameters[1][1], parameters[2][1])
@@ -189,6 +196,10 @@ def _addition(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     images = [np.clip(rule(codes[:, None], codes[None, :]), low, HIGH) for rule in (body, tail)]
     if np.array_equal(images[0], images[1]):
         return sum_of(operation.name, a, b, body)
+    if broadcast:
+        raise operation.unsupported(
+            None, "its rounding depends on where elements lie; expand its operands first"
+        )
     in_tail = _tail(operation, a_tensor, b_tensor).reshape(-1)
     parts: list[Codes] = []
     for name, rule, chosen in (("body", body, np.flatnonzero(~in_tail)), ("tail", tail, np.flatnonzero(in_tail))):
@@ -248,6 +259,23 @@ def _cat_table(
     return table
 
 
+def _softmax(lowering: Lowering, operation: Operation) -> Value:
+    """A float softmax at the end: dropped after a proof that it keeps order and ties."""
+    source = operation.arguments["self"]
+    if not isinstance(source, Traced) or not isinstance(source.value, Real):
+        raise operation.unsupported(None, "it does not read one dequantized tensor")
+    codes, values = source.value.codes, source.value.values
+    axis = int(operation.arguments["dim"]) % operation.result.ndim
+    if axis == 0 or codes.shape[axis - 1] != np.prod(codes.shape) or operation.arguments["dtype"] is not None:
+        raise operation.unsupported("dim", f"it must run over all outputs in float32, not over one axis of {codes.shape}")
+    if np.any(np.diff(values) <= 0):
+        raise operation.unsupported(None, "different codes stand for the same number before it")
+    obstacle = softmax_obstacle(values, int(np.prod(codes.shape)), softmax_keeps_ties)
+    if obstacle is not None:
+        raise operation.unsupported(None, obstacle)
+    return Decision(codes)
+
+
 Lower = Callable[[Lowering, Operation], Any]
 
 _MOVES = (
@@ -269,6 +297,7 @@ OPERATORS: dict[str, Lower] = {
     "quantized::add_relu": partial(_addition, True),
     "quantized::mul": partial(_multiplication, False),
     "quantized::mul_relu": partial(_multiplication, True),
+    "aten::softmax": _softmax,
     "quantized::cat": _cat,
     "aten::cat": _cat,
     **LINEAR,

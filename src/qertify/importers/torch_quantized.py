@@ -17,7 +17,7 @@ import torch
 
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers.lowering import Codes
-from qertify.importers.torch_context import Lowering, Raw, Real
+from qertify.importers.torch_context import Decision, Lowering, Raw, Real
 from qertify.importers.torch_graph import Operation, Rule, Traced, Walk, program_of
 from qertify.importers.torch_operators import OPERATORS
 from qertify.network.network import Network
@@ -155,6 +155,8 @@ def _output(result: Any) -> tuple[Codes, str]:
     match result:
         case Traced(value=Codes() as codes):
             return codes, "codes"
+        case Traced(value=Decision(codes)):
+            return codes, "softmax"
         case Traced(value=Real(codes, values)):
             quantization = codes.quantization
             if quantization is not None:

@@ -12,10 +12,14 @@ from qertify.bounds.dual import Domains, prove
 from qertify.bounds.interior_point import initial_multipliers
 from qertify.bounds.operate import compile_operators
 from qertify.bounds.program import Program
+from qertify.bounds.tighten import retighten
 from qertify.network.network import Network
 from qertify.network.ranges import ranges
+from qertify.search.branch_and_bound import BATCH, MEMORY, BranchAndBound, Closure, LeafAnswer
 from qertify.specification.cases import output_view
+from qertify.specification.property import Classification
 from qertify.specification.region import IntegerBox
+from qertify.specification.splitting import splitter_of
 from tests.oracle.random_graphs import random_graph
 
 NETWORKS = 240
@@ -85,3 +89,39 @@ def test_bounds_are_equal_for_any_multipliers(start: int) -> None:
             assert torch.equal(ours.margin[same], theirs.margin[same]), f"seed {seed}"
             finite += int((same & torch.isfinite(ours.margin)).sum())
     assert finite > 10 * PER_TEST
+
+
+def test_retightened_ranges_contain_every_point() -> None:
+    """Inner ranges of domains, from the dual with chords, on the dense form."""
+    tighter = 0
+    for seed in range(NETWORKS):
+        _, box, dense, _ = _compiled(seed)
+        if bool((dense.input_index < 0).any()) or box.size > 1 << 12 or not dense.units:
+            continue
+        x = torch.from_numpy(box.points().reshape(box.size, -1)[:, dense.input_index].astype(np.float64))
+        z, _ = forward(dense, x)
+        domains = _domains(dense, np.random.default_rng(seed), 6)
+        inside = ((z >= domains.low[:, None]) & (z <= domains.high[:, None])).all(-1)
+        low, high = retighten(dense, domains.low, domains.high)
+        contained = ((z >= low[:, None]) & (z <= high[:, None])).all(-1)
+        assert bool((contained | ~inside).all()), f"seed {seed}"
+        tighter += int((low > domains.low).sum() + (high < domains.high).sum())
+    assert tighter > 20
+
+
+def test_open_domains_keep_to_the_memory_limit() -> None:
+    """With little memory the search goes deep instead of wide."""
+    network, box, dense, _ = _compiled(0)
+    known = ranges(network, box.low[None], box.high[None])
+    splitter = splitter_of(network, Classification(0), known)
+
+    def never(*_: object) -> None:
+        return None
+
+    def leaf(*_: object) -> LeafAnswer:
+        return LeafAnswer(Closure.OPEN)
+
+    row = 16 * len(dense.units) + 512
+    for memory in (1, 400 * row, None):
+        search = BranchAndBound(dense, splitter, (), never, leaf, memory=memory)
+        assert search.dive_above * 2 * row <= max(memory or MEMORY, 2 * BATCH * row)

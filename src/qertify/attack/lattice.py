@@ -22,25 +22,33 @@ TOGETHER = (1, 2, 4, 8, 16, 32, 64)
 """How many of the best moves are tried in one step."""
 
 
-def _smooth_values(program: Program, z: Tensor) -> Tensor:
-    """The staircases as clamped lines."""
-    width = torch.isfinite(program.thresholds).sum(-1)
-    line = (z - program.thresholds[:, 0]) / program.spacing + 0.5
+def _smooth_values(program: Program, first: int, last: int, z: Tensor) -> Tensor:
+    """The staircases of units first … last − 1 as clamped lines."""
+    mine = slice(first, last)
+    thresholds, has_value = program.thresholds[mine], program.has_value[mine]
+    width = torch.isfinite(thresholds).sum(-1)
+    line = (z - thresholds[:, 0]) / program.spacing[mine] + 0.5
     ramp = torch.minimum(line.clamp(min=0), width.to(line.dtype))
-    smooth = torch.where(program.has_value > 0, program.first_value + ramp, 0.0)
-    return smooth if program.divisor is None else torch.where(program.divisor > 0, program.values(z), smooth)
+    smooth = torch.where(has_value > 0, program.first_value[mine] + ramp, 0.0)
+    if program.divisor is None:
+        return smooth
+    return torch.where(program.divisor[mine] > 0, program.block_values(first, last, z), smooth)
 
 
 def _score(program: Program, base: Tensor, objective: Tensor) -> Tensor:
     """Exact objective plus a little of the smooth one; base is constant + input_matrix·x, (batch, N)."""
-    z, y, smooth = base, torch.zeros_like(base), torch.zeros_like(base)
-    smooth_z = base
-    for start, stop in program.blocks:
-        if start:
-            z, smooth_z = base + y @ program.unit_matrix.T, base + smooth @ program.unit_matrix.T
-        y[:, start:stop] = program.values(z)[:, start:stop]
-        smooth[:, start:stop] = _smooth_values(program, smooth_z)[:, start:stop]
-    return z @ objective + SMOOTH * (smooth_z @ objective)
+    y, smooth = torch.zeros_like(base), torch.zeros_like(base)
+    score = torch.zeros_like(base[:, 0])
+    for first, last in program.blocks:
+        mine = slice(first, last)
+        z = smooth_z = base[:, mine]
+        if first:
+            matrix = program.unit_matrix[mine, :first].T
+            z, smooth_z = z + y[:, :first] @ matrix, z + smooth[:, :first] @ matrix
+        score += (z + SMOOTH * smooth_z) @ objective[mine]
+        y[:, mine] = program.block_values(first, last, z)
+        smooth[:, mine] = _smooth_values(program, first, last, smooth_z)
+    return score
 
 
 def descend(program: Program, x: Tensor, objective: Tensor, rounds: int, late: Callable[[], bool] = lambda: False) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from qertify.bounds.dual import Domains, Proof, prove
-from qertify.bounds.interior_point import InteriorPoint
+from qertify.bounds.interior_point import InteriorPoint, initial_multipliers
 from qertify.bounds.program import Program
 
 BATCH = 256
+RETIGHTEN_BATCH = 2048
 
 
 def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,3 +87,35 @@ def tighten(program: Program, late: Callable[[], bool] = lambda: False, keep: Ke
                     high[part] = torch.minimum(high[part], -bound)
         program = replace(program, low=low, high=high)
     return program
+
+
+def retighten(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of hidden units behind the first block in each domain, by the dual with the slopes of chords.
+
+    After splits in one block the ranges of the next are narrower than interval arithmetic can tell.
+
+    Args:
+        low, high: (batch, N), none empty.
+
+    Returns:
+        the new low and high, proved in integers.
+    """
+    hidden = [(start, stop) for start, stop in program.blocks[1:] if bool(program.has_value[start:stop].all())]
+    low, high = low.clone(), high.clone()
+    for start, stop in hidden:
+        first, last = program.value_range(low, high)
+        rows, units = torch.nonzero((last > first)[:, start:stop], as_tuple=True)
+        units = units + start
+        for part in torch.arange(len(rows)).split(RETIGHTEN_BATCH):
+            row, unit = rows[part], units[part]
+            objective = torch.zeros(len(part), len(program.units), dtype=torch.float64, device=low.device)
+            objective[torch.arange(len(part)), unit] = 1.0
+            for sign in (1.0, -1.0):
+                limit = torch.zeros_like(objective[:, 0])
+                domains = Domains(low[row], high[row], sign * objective, limit)
+                bound = prove(program, domains, initial_multipliers(program, domains)).margin + 1
+                if sign > 0:
+                    low[row, unit] = torch.maximum(low[row, unit], bound)
+                else:
+                    high[row, unit] = torch.minimum(high[row, unit], -bound)
+    return low, high

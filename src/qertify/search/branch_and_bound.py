@@ -20,7 +20,7 @@ from torch import Tensor
 from qertify.bounds.dual import Domains, Proof, prove
 from qertify.bounds.program import Program
 from qertify.bounds.relaxers import batch_of, relaxer_of
-from qertify.bounds.tighten import propagate
+from qertify.bounds.tighten import propagate, retighten
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
 from qertify.search.domains import Subproblem, objectives, root_domains
@@ -33,6 +33,8 @@ CANDIDATES = 48
 """Domains of a batch whose primal points are tried as counterexamples."""
 SMALL = 400
 """Units above which fewer of them are tried."""
+RETIGHTEN_LIMIT = 400
+"""Most units with which inner ranges are tightened again in every domain."""
 MEMORY = 1 << 30
 """Bytes that the open domains may take where no limit is given."""
 DIVE_ABOVE = 20_000
@@ -151,6 +153,8 @@ class BranchAndBound:
         self._candidates = max(2, CANDIDATES * SMALL // max(SMALL, len(program.units)))
         self._gains = gains or Gains(program)
         self._tree = SearchTree() if keep_tree else None
+        integral = program.operators is None and program.divisor is None
+        self._retightens = integral and not keep_tree and len(program.blocks) > 2 and len(program.units) <= RETIGHTEN_LIMIT
         self._queue: list[tuple[float, int, _Open]] = []
         self._stuck: list[_Open] = []
         self._counter = 0
@@ -169,6 +173,11 @@ class BranchAndBound:
 
     def _late(self) -> bool:
         return self._stopped() or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    @property
+    def dive_above(self) -> int:
+        """Open domains above which the search goes deep instead of wide."""
+        return self._dive_above
 
     @property
     def nodes(self) -> int:
@@ -254,6 +263,10 @@ class BranchAndBound:
         if self._tree is not None:
             for row in torch.nonzero(empty)[:, 0].tolist():
                 self._tree.closed_by[batch[row].node] = "interval"
+        if self._retightens and not bool(empty.all()):
+            good = torch.nonzero(~empty)[:, 0]
+            low[good], high[good] = retighten(self._program, low[good], high[good])
+            empty |= (low > high).any(-1)
         kept = torch.nonzero(~empty)[:, 0]
         if not len(kept):
             return None

@@ -57,6 +57,8 @@ SWEEP_LIMIT = 1 << 37
 SWEEP_CHUNK = 1 << 14
 DESCENTS = 5
 """Cases whose best point local search improves before the branch and bound."""
+DESCENT_SECONDS, DESCENT_SHARE = 10.0, 0.1
+"""Most seconds that they take, or part of the time that is left."""
 SHORT_ROUNDS = 25
 """Rounds of each of these local searches; the search continues with longer ones."""
 
@@ -150,10 +152,15 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
         )
         found = question.replay(points)
         gap, best = (reached.reshape(len(domains), count) - domains.limit[:, None]).min(1)
+        now = time.monotonic()
+        until = now + DESCENT_SECONDS if question.deadline is None else now + (question.deadline - now) * DESCENT_SHARE
         for case in gap.argsort()[:descents].tolist():
-            if found is None and not question.late():
+            if found is None and time.monotonic() < until:
                 start = points[case * count + int(best[case])]
-                found = question.replay(descend(program, start, domains.objective[case], SHORT_ROUNDS, question.late))
+                visited = descend(
+                    program, start, domains.objective[case], SHORT_ROUNDS, lambda: question.late() or time.monotonic() > until
+                )
+                found = question.replay(visited)
         if found is not None:
             question.decision.counterexample, question.decision.method = found, "attack"
         question.say(f"{name}: {'counterexample' if found is not None else 'none found'} ({len(points)} points)")

@@ -25,7 +25,6 @@ from qertify.parallel.executor import Message
 KINDS = {
     "question": "qertify.queries.pieces:answer_question",
     "search": "qertify.search.pieces:answer_search",
-    "cases": "qertify.search.pieces:answer_cases",
 }
 """Kind of piece → "module:function" of (desk, piece, stopped)."""
 

@@ -18,8 +18,8 @@ from qertify.parallel.executor import Executor
 from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
 from qertify.search.portfolio import Decision, decide
-from qertify.specification.property import Classification, Ties
 from qertify.specification.judge import Run
+from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox, linf_ball
 
 
@@ -116,6 +116,8 @@ def verify(
     start = time.monotonic()
     deadline = None if options.timeout is None else start + options.timeout
     network, property_ = query.network, query.property
+    if network.metadata.get("output") == "argmax" and property_.ties is Ties.LAST:
+        run = None  # the model's own argmax lets the lowest index win a tie, so its class does not tell who wins here
     outputs = _outputs(network, query.centre, run)
     predicted = int(property_.ties.predicted(outputs)[0])
     cpu_class = host_cpu_class() if options.cpu_class is None else CpuClass(options.cpu_class)

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from qertify.queries.equivalence import equivalence as equivalence
     from qertify.queries.radius import RadiusResult as RadiusResult
     from qertify.queries.radius import maximum_radius as maximum_radius
+    from qertify.queries.real_radius import RealRadiusResult as RealRadiusResult
+    from qertify.queries.real_radius import maximum_real_radius as maximum_real_radius
     from qertify.queries.robustness import RobustnessQuery as RobustnessQuery
     from qertify.queries.robustness import local_robustness as local_robustness
     from qertify.queries.robustness import verify as verify
@@ -102,6 +104,7 @@ _EXPORTS: dict[str, str] = {
     "QertifyError": "qertify.errors:QertifyError",
     "RadiusResult": "qertify.queries.radius:RadiusResult",
     "RealNetwork": "qertify.network.real:RealNetwork",
+    "RealRadiusResult": "qertify.queries.real_radius:RealRadiusResult",
     "Reason": "qertify.result:Reason",
     "Result": "qertify.result:Result",
     "RobustnessQuery": "qertify.queries.robustness:RobustnessQuery",
@@ -130,6 +133,7 @@ _EXPORTS: dict[str, str] = {
     "load_model": "qertify.importers.registry:load_model",
     "local_robustness": "qertify.queries.robustness:local_robustness",
     "maximum_radius": "qertify.queries.radius:maximum_radius",
+    "maximum_real_radius": "qertify.queries.real_radius:maximum_real_radius",
     "open_store": "qertify.campaign.store:open_store",
     "paired_codes": "qertify.search.paired_input:grid",
     "paired_reals": "qertify.search.paired_input:interval",
@@ -140,8 +144,8 @@ _EXPORTS: dict[str, str] = {
     "read_vnnlib": "qertify.specification.vnnlib:read_vnnlib",
     "resume_store": "qertify.campaign.store:resume_store",
     "run_campaign": "qertify.campaign.runner:run_campaign",
-    "save_certificate": "qertify.certificates.format:save",
     "runner": "qertify.runtimes.base:runner",
+    "save_certificate": "qertify.certificates.format:save",
     "save_network": "qertify.network.storage:save",
     "summarise": "qertify.campaign.summary:summarise",
     "verify": "qertify.queries.robustness:verify",

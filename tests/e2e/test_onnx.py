@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,28 @@ def test_counterexamples_are_confirmed_on_the_runtime(call: Callable[..., Any]) 
             assert np.abs(real - np.load("x.npy")[row]).max() <= 1.5
             assert run_model(Path("m.onnx"), real[None]).reshape(-1).argmax() == found["predicted"] != answer["label"]
     assert "non_robust" in verdicts
+
+
+def test_a_real_radius_is_the_nearest_counterexample(call: Callable[..., Any]) -> None:
+    flags = ("m.onnx", "--input", "x.npy[2]")
+    status, out, _ = call("radius", *flags, "--radius-unit", "real", "--json", "--timeout", "20")
+    answer = json.loads(out)
+    assert status == 0
+    assert answer["exact"]
+    assert answer["radius_unit"] == "real"
+    assert answer["verified_radius"] < answer["refuted_radius"]
+    assert answer["verified_below"] == answer["refuted_at"]
+    found = answer["counterexample"]
+    assert found["replayed_on"].startswith("onnxruntime ")
+    distance = np.abs(np.array(found["input"]) - np.load("x.npy")[2].astype(np.float64)).max()
+    assert distance == float(Fraction(answer["refuted_at"]))
+    for radius, expected in ((answer["verified_radius"], 0), (answer["refuted_radius"], 1), (answer["refuted_at"], 1)):
+        assert call("verify", *flags, "--radius", radius, "--radius-unit", "real")[0] == expected
+    status, out, _ = call("radius", *flags, "--radius-unit", "real", "--max-radius", "1/1000")
+    assert (status, out.split(":")[0]) == (0, "RADIUS 0.001")
+    assert call("radius", *flags, "--max-radius", "1/2")[0] == 2
+    assert "certify a real radius" in call("radius", *flags, "--radius-unit", "real", "--certificate", "c.cert")[2]
+    assert call("radius", *flags, "--radius-unit", "pixel")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,17 +18,18 @@ from qertify.importers.registry import ImportOptions, load_model
 from qertify.inputs import Rows, read_labels, read_row
 from qertify.network.network import Network
 from qertify.queries.radius import RadiusResult
+from qertify.queries.real_radius import RealRadiusResult
 from qertify.queries.robustness import RobustnessQuery, describe_region, local_robustness
 from qertify.result import Result
 from qertify.runtimes.base import RUNTIMES, runner, runtime_of
 from qertify.specification.judge import Run
 from qertify.specification.property import Ties
-from qertify.specification.region import IntegerBox, linf_ball
+from qertify.specification.region import IntegerBox, exact_array, linf_ball
 from qertify.specification.units import Unit, parse_rational, radius_in_levels
 
 ExactArray = NDArray[Any]
 """An array of ``Fraction``."""
-Answer = TypeVar("Answer", Result, RadiusResult)
+Answer = TypeVar("Answer", Result, RadiusResult, RealRadiusResult)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,20 @@ class Question:
         model: the file.
         query: in integers.
         real: bounds of the region in the model's input domain, exact rationals of the input's shape, where it is real.
+        given: the centre as the model reads it, of the input's shape; codes where there is no other domain.
     """
 
     model: Path
     query: RobustnessQuery
     real: tuple[ExactArray, ExactArray] | None = None
+    given: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+    def around(self, radius: Fraction) -> Question:
+        """The same with a ball of that radius in the model's input domain as its real region, if it has such a domain."""
+        if self.query.network.runtime_profile not in RUNTIMES:
+            return self
+        centre = exact_array(self.given)
+        return replace(self, real=(centre - radius, centre + radius))
 
     def run(self) -> Run | None:
         """The real runtime, which counterexamples of an enclosure need."""
@@ -125,9 +135,10 @@ def pose(model: Path, network: Network, rows: Rows, position: int, region: Regio
     unit = region.unit or (Unit.LEVELS if rows.real is None else Unit.REAL)
     if rows.real is not None and region.unit is None and region.radius is not None and region.radius.strip().isdecimal():
         raise InvalidInputError(f"radius {region.radius}: this model reads real inputs, so name the unit with --radius-unit")
+    given = centre if rows.real is None else rows.real[position]
     if rows.real is not None and unit is not Unit.LEVELS:
-        return _real_question(model, point, rows.real[position], radius, unit, region)
-    return Question(model, _level_query(point, radius, unit, region))
+        return _real_question(model, point, given, radius, unit, region)
+    return Question(model, _level_query(point, radius, unit, region), given=given)
 
 
 def _level_query(point: RobustnessQuery, radius: Fraction | None, unit: Unit, region: RegionFlags) -> RobustnessQuery:
@@ -156,11 +167,11 @@ def _real_question(
     network = point.network
     if unit is Unit.PIXEL:
         raise InvalidInputError("a radius in pixels is not supported for models with real inputs; use real or levels")
-    exact = _exact(centre)
+    exact = exact_array(centre)
     if radius is not None:
         low, high = exact - radius, exact + radius
     else:
-        low, high = (_exact(_real_row(str(text), network)) for text in (region.lower, region.upper))
+        low, high = (exact_array(_real_row(str(text), network)) for text in (region.lower, region.upper))
         radius = max(np.maximum(exact - low, high - exact).reshape(-1).tolist())
     if (limits := _limits(region)) is not None:
         first, last = (np.array(limit, dtype=object) for limit in limits)
@@ -170,21 +181,13 @@ def _real_question(
     if np.any(exact < low) or np.any(exact > high):
         raise InvalidInputError("the region does not contain the input")
     box = runtime_of(network).integer_image(low, high)
-    return Question(model, replace(point, region=box, radius=radius, radius_unit=unit.value), (low, high))
+    return Question(model, replace(point, region=box, radius=radius, radius_unit=unit.value), (low, high), centre)
 
 
 def _real_row(text: str, network: Network) -> np.ndarray:
     rows = read_row(text, network)
     assert rows.real is not None
     return rows.real[0]
-
-
-def _exact(values: np.ndarray) -> ExactArray:
-    """Floats or integers as exact rationals, element by element."""
-    flat = [Fraction(value) for value in values.reshape(-1).tolist()]
-    result = np.empty(len(flat), dtype=object)
-    result[:] = flat
-    return result.reshape(values.shape)
 
 
 def _radius(region: RegionFlags) -> Fraction | None:

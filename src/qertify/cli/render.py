@@ -19,6 +19,14 @@ def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
         kind = "unknown" if answer["reason"] else "misclassified"
         why = REASONS[answer["reason"]] if answer["reason"] else f"predicted as {answer['predicted']}, label {answer['label']}"
         head, tail = ("UNKNOWN" if answer["reason"] else "MISCLASSIFIED"), why
+    elif answer["exact"] and "verified_below" in answer:
+        kind, head = "robust", f"RADIUS {verified}"
+        below = answer["verified_below"]
+        tail = f"class {answer['label']} wins at every input " + (
+            f"within {verified}, as far as was asked"
+            if below is None
+            else f"nearer than {below} ({answer['radius_unit']}), and loses there"
+        )
     elif answer["exact"]:
         kind, head = "robust", f"RADIUS {verified}"
         tail = f"class {answer['label']} wins at every input within {amount(str(verified), 'levels')}" + (
@@ -72,7 +80,8 @@ def render_equivalence(answer: dict[str, Any], as_json: bool, colour: bool) -> s
         where = "the reference evaluators" if found["replayed_on"] == "reference" else found["replayed_on"]
         lines.append(f"  replayed    on {where}")
     nodes = f", {answer['nodes']} domains" if answer["nodes"] else ""
-    lines.append(f"  effort      {answer['method']}{nodes}, {answer['seconds']:.2f} s")
+    solver = f" with {answer['solver']}" if answer["solver"] else ""
+    lines.append(f"  effort      {answer['method']}{solver}{nodes}, {answer['seconds']:.2f} s")
     return "\n".join(lines) + "\n"
 
 

@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from qertify.errors import InvalidInputError
-from qertify.ilp.engine import EXACT_SOLVER
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
 from qertify.queries.nearest import NearestResult, nearest_counterexample
+from qertify.queries.radius_search import RadiusSearch
 from qertify.queries.robustness import local_robustness, verify
 from qertify.result import SCHEMA_VERSION, Counterexample, Evidence, Reason, Result, Verdict
 from qertify.search.question import Decision
 from qertify.specification.judge import Run
 from qertify.specification.property import Ties
-
-LEAST_SECONDS = 0.5
-OPTIMISATION_SHARE = 0.5
-"""Part of the time that the integer program for the whole question may take."""
-SHARE = 4
-"""With a time limit, one question gets at most this part of what is left: the last, hard ones get it all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,104 +87,6 @@ class RadiusResult:
         return RadiusResult(**fields)
 
 
-class _Search:
-    """The bounds known so far and the budget."""
-
-    def __init__(self, ask: Callable[[int, Options], Result], options: Options, largest: int) -> None:
-        self.ask, self.options, self.largest = ask, options, largest
-        self.deadline = None if options.timeout is None else time.monotonic() + options.timeout
-        self.verified, self.refuted = 0, largest + 1
-        self.found: Counterexample | None = None
-        self.evidence: Evidence | None = None
-        self.claimed = 0
-        self.reason: Reason | None = None
-        self.nodes = self.questions = 0
-        self.improved: Callable[[], None] = lambda: None
-
-    def left(self) -> float | None:
-        return None if self.deadline is None else self.deadline - time.monotonic()
-
-    def decide(self, radius: int, method: Method, seconds: float | None) -> Result:
-        """Ask about one radius and keep what the answer says about all radii."""
-        left = self.left()
-        limits = [limit for limit in (seconds, left) if limit is not None]
-        timeout = max(min(limits), 1e-3) if limits else None
-        result = self.ask(radius, replace(self.options, method=method, timeout=timeout))
-        self.nodes, self.questions = self.nodes + result.nodes, self.questions + 1
-        if result.verdict is Verdict.ROBUST:
-            self._verify(radius, result.evidence)
-        self._refute(result.counterexample)
-        self.improved()
-        return result
-
-    def _verify(self, radius: int, evidence: Evidence | None) -> None:
-        if radius > self.verified:
-            self.verified, self.evidence = radius, evidence
-
-    def _refute(self, found: Counterexample | None) -> None:
-        if found is not None and found.distance < self.refuted:
-            self.refuted, self.found = found.distance, found
-            if self.evidence is Evidence.SOLVER_CLAIM and found.distance <= self.verified:  # an accepted claim was wrong
-                self.verified, self.evidence = 0, None
-
-    def optimise(self, nearest: Callable[[int, int, Options], NearestResult | None]) -> None:
-        """Ask one integer program for the nearest violation below the known one, and take it for what it is worth.
-
-        A floating-point solver's claim is remembered; what it leaves to prove goes to the integer solver.
-        """
-        left = self.left()
-        if self.refuted - self.verified <= 1 or (left is not None and left <= 0):
-            return
-        limited = replace(self.options, timeout=None if left is None else left * OPTIMISATION_SHARE)
-        answer = nearest(self.verified + 1, self.refuted - 1, limited)
-        self.questions += 1
-        if answer is not None:
-            self._refute(answer.counterexample)
-            if answer.evidence is not Evidence.SOLVER_CLAIM or self.options.accept_solver_claims:
-                self._verify(min(answer.verified, self.refuted - 1), answer.evidence)
-            else:
-                self.claimed = answer.verified
-        if not self.options.accept_solver_claims:
-            self.options = replace(self.options, solver=EXACT_SOLVER)
-        self.improved()
-
-    def gallop(self) -> None:
-        """Double the radius until an attack succeeds."""
-        radius = 1
-        while radius <= self.largest and self.decide(radius, Method.ATTACK, None).verdict is not Verdict.NON_ROBUST:
-            radius = self.largest if radius < self.largest < 2 * radius else 2 * radius
-
-    def attack_downwards(self) -> None:
-        """Pull the counterexample closer with attacks alone: they cost milliseconds."""
-        low = self.verified
-        while self.refuted - low > 1:
-            middle = (low + self.refuted) // 2
-            if self.decide(middle, Method.ATTACK, None).verdict is not Verdict.NON_ROBUST:
-                low = middle
-
-    def close(self) -> None:
-        """Bisect between proof and counterexample; what one radius leaves open, smaller ones may still narrow."""
-        ceiling = self.refuted
-        while ceiling - self.verified > 1:
-            left = self.left()
-            if left is not None and left <= 0:
-                self.reason = Reason.TIMEOUT
-                break
-            # a refutation close below the counterexample is likely to fail, a proof there settles everything
-            radius = ceiling - 1 if ceiling - self.verified <= 3 or ceiling == self.refuted else (self.verified + ceiling) // 2
-            last_word = ceiling - self.verified == 2
-            seconds = None if left is None or last_word else max(LEAST_SECONDS, left / SHARE)
-            result = self.decide(radius, self.options.method, seconds)
-            if result.verdict is Verdict.UNKNOWN:
-                self.reason, ceiling = result.reason, min(radius, self.refuted)
-            else:
-                ceiling = min(ceiling, self.refuted)
-        if self.refuted - self.verified == 1:
-            self.reason = None
-        elif self.claimed >= self.refuted - 1:
-            self.reason = Reason.SOLVER_CLAIM
-
-
 def maximum_radius(
     network: Network,
     centre: IntegerArray,
@@ -236,7 +132,7 @@ def maximum_radius(
 
     if max_radius is not None and max_radius < 0:
         raise InvalidInputError(f"the maximum radius {max_radius} is negative")
-    search = _Search(ask, options, whole if max_radius is None else min(whole, max_radius))
+    search = RadiusSearch(ask, lambda found: found.distance, options, whole if max_radius is None else min(whole, max_radius))
     first = search.decide(0, Method.BOUNDS, None)
     robust = first.verdict is Verdict.ROBUST
 

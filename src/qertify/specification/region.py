@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qertify.errors import InvalidInputError
 from qertify.network.tensor import IntegerArray
@@ -70,3 +73,11 @@ def linf_ball(centre: IntegerArray, radius: int, low: int, high: int) -> Integer
         raise InvalidInputError(f"the centre {centre.min()} … {centre.max()} leaves the valid range {low} … {high}")
     reach = min(radius, high - low)
     return IntegerBox(np.maximum(centre - reach, low), np.minimum(centre + reach, high))
+
+
+def exact_array(values: NDArray[Any]) -> NDArray[Any]:
+    """Floats or integers as exact rationals, element by element."""
+    flat = [Fraction(value) for value in values.reshape(-1).tolist()]
+    result = np.empty(len(flat), dtype=object)
+    result[:] = flat
+    return result.reshape(values.shape)

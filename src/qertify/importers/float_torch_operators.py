@@ -11,7 +11,7 @@ import numpy as np
 
 from qertify.importers.float_lowering import RealBuilder, averaged_elements
 from qertify.importers.moving import Codes
-from qertify.importers.pt2_context import MOVES, RESHAPING, Move, Operands, lifted, padded, sizes_of, window_of
+from qertify.importers.pt2_context import MOVES, RESHAPING, Move, Operands, lifted, padded, pool_window, window_of
 from qertify.importers.pt2_file import Call, Reference
 from qertify.network.nodes import Window
 from qertify.network.tensor import FloatArray
@@ -82,15 +82,8 @@ def _convolution(lowering: Lowering, call: Call, axes: int) -> Codes:
 
 
 def _pool(lowering: Lowering, call: Call, axes: int, average: bool) -> Codes:
-    sizes = sizes_of(call, "kernel_size", axes, ())
-    window = window_of(call, axes, lifted(call, axes, "kernel_size", (), 1), sizes)
-    if min(*window.kernel, *window.stride, *window.dilation) < 1:
-        raise call.unsupported("kernel_size", "kernel, stride and dilation must be at least 1")
-
     def pool(image: Codes) -> Codes:
-        floored = window.output_size(image.shape[1], image.shape[2])
-        if call.arguments.get("ceil_mode") and (1,) * (2 - axes) + lowering.result_shape(call)[1:] != floored:
-            raise call.unsupported("ceil_mode", "a window leaves the padded input; crop or pad it")
+        window = pool_window(call, axes, image.shape, lowering.result_shape(call))
         if not average:
             return lowering.builder.max_pool(call.name, image, window)
         divisor = call.arguments.get("divisor_override")

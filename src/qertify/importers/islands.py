@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import ceil, log2
+from math import ceil, floor, log2
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -34,6 +34,9 @@ INTEGER_LIMIT = 1 << 50
 GRID_BITS = 16
 """Bits of the grid that other numbers than codes are rounded to before they are summed as integers."""
 
+LEVELS = 1 << 14
+"""About how many steps of a grid replace float numbers that no quantizer follows."""
+
 Monotone = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 """Bounds of a float operator's operand → bounds of its result; non-decreasing in both."""
 
@@ -41,6 +44,35 @@ Monotone = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 def gamma(terms: int) -> float:
     """γ_n: relative to Σ|x·w|, what a float32 sum of n products may lose in any order."""
     return terms * UNIT / (1 - terms * UNIT)
+
+
+@dataclass(frozen=True, slots=True)
+class Real:
+    """A float32 tensor that is known through codes.
+
+    Attributes:
+        codes: an integer tensor of the same shape.
+        values: float32, the real number of each code codes.low … codes.high; None for the network's input before its
+            quantizer, whose codes are what that quantizer will make of it.
+    """
+
+    codes: Codes
+    values: Float32Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """The float32 sum of two tensors of one shape that are known through different codes, clamped to low … high."""
+
+    a: Real
+    b: Real
+    low: float = -np.inf
+    high: float = np.inf
+
+    @property
+    def codes(self) -> Codes:
+        """A tensor of its shape."""
+        return self.a.codes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -226,6 +258,77 @@ def shifted(x: Island, constant: FloatArray) -> Island:
     shift = x.shift + constant
     rounding = UNIT * (1 + UNIT) * (x.largest() + np.abs(constant)) + TINY
     return island(x.z, x.low, x.high, x.scale, shift, x.error + rounding)
+
+
+def clamp(low: float, high: float) -> Monotone:
+    """min(max(x, low), high): exact."""
+    return lambda least, greatest: (np.clip(least, low, high), np.clip(greatest, low, high))
+
+
+def moved(builder: Builder, name: str, x: Island, indices: IntegerArray) -> Island:
+    """Elements picked by flat index."""
+    z = builder.rearrange(name, (x.z,), indices)
+    if x.uniform:
+        parameters = [part.reshape((1,) * indices.ndim) for part in (x.scale, x.shift, x.error)]
+    else:
+        parameters = [np.broadcast_to(part, x.z.shape).reshape(-1)[indices] for part in (x.scale, x.shift, x.error)]
+    return replace(x, z=z, scale=parameters[0], shift=parameters[1], error=parameters[2])
+
+
+def _grid(x: Island) -> tuple[float, int, int]:
+    """A power of two, and the least and greatest multiples of it around an island's values, about `LEVELS` of them."""
+    ends = x.scale * x.low + x.shift - x.error, x.scale * x.high + x.shift + x.error
+    for operator in x.after:
+        ends = operator(*ends)
+    low, high = float(ends[0].min()), float(ends[1].max())
+    step = 2.0 ** ceil(log2(max(high - low, 2.0**-20 * max(abs(low), abs(high)), 2.0**-100) / LEVELS))
+    return step, floor(low / step) - 1, ceil(high / step) + 1
+
+
+def regrid(builder: Builder, name: str, x: Island) -> Island:
+    """Any island as a uniform, linear one: its values to the nearest multiples of a grid, which an enclosure gives."""
+    step, low, high = _grid(x)
+    meaning = QuantizationParameters.of(step, 0)
+    z = quantize(builder, name, x, lambda v: np.rint(v.astype(np.float64) / step).astype(np.int64), low, high, meaning)
+    return island(z, low, high, step, 0.0, step / 2)
+
+
+def scores(builder: Builder, name: str, x: Island) -> Codes:
+    """Outputs that stay float: codes of a grid with lower · step ≤ value < upper · step for the ends of the enclosure.
+
+    So whatever order, with whatever ties, all codes of the enclosure have, the float numbers have, too.
+    """
+    step, low, high = _grid(x)
+    meaning = QuantizationParameters.of(step, 0)
+    wider = then(x, lambda least, greatest: (least, greatest + step))
+    return quantize(
+        builder, name, wider, lambda v: np.floor(v.astype(np.float64) / step).astype(np.int64), low, high + 1, meaning
+    )
+
+
+def exact_sum(
+    builder: Builder,
+    name: str,
+    x: Sum,
+    quantizer: Callable[[Float32Array], IntegerArray],
+    low: int,
+    high: int,
+    meaning: QuantizationParameters,
+) -> Codes | None:
+    """A correctly rounded sum of two tensors, quantized: an integer sum and a staircase; None if there are none."""
+    if x.a.values is None or x.b.values is None:
+        return None
+    first, second = x.a.values, x.b.values
+
+    def function(a: IntegerArray, b: IntegerArray) -> IntegerArray:
+        total = first[a - x.a.codes.low] + second[b - x.b.codes.low]
+        return quantizer(np.clip(total, np.float32(x.low), np.float32(x.high)))
+
+    terms = first.astype(np.float64), second.astype(np.float64)
+    try:
+        return builder.combine(name, x.a.codes, x.b.codes, function, terms, low, high, meaning)
+    except UnsupportedModelError:
+        return None
 
 
 def then(x: Island, operator: Monotone) -> Island:

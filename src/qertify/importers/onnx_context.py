@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qertify.errors import ModelFileError, UnsupportedModelError
-from qertify.importers.islands import Island
+from qertify.importers.islands import Island, Real, Sum
 from qertify.importers.lowering import Builder
 from qertify.importers.moving import Codes, Mover
 from qertify.importers.onnx_file import Constant, Graph, GraphNode
@@ -23,40 +23,11 @@ SIZE_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Real:
-    """A float32 tensor that is known through codes.
-
-    Attributes:
-        codes: an integer tensor of the same shape.
-        values: float32, the real number of each code codes.low … codes.high; None for the network's input before its
-            quantizer, whose codes are what that quantizer will make of it.
-    """
-
-    codes: Codes
-    values: Float32Array | None
-
-
-@dataclass(frozen=True, slots=True)
 class Decision:
     """What a final operator makes of strictly ordered codes: "softmax" or "argmax". Only an output may be one."""
 
     codes: Codes
     kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """The float32 sum of two tensors of one shape that are known through different codes, clamped to low … high."""
-
-    a: Real
-    b: Real
-    low: float = -np.inf
-    high: float = np.inf
-
-    @property
-    def codes(self) -> Codes:
-        """A tensor of its shape."""
-        return self.a.codes
 
 
 Value = Codes | Real | Decision | Sum | Island

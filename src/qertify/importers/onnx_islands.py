@@ -9,7 +9,7 @@ import numpy as np
 
 from qertify.errors import UnsupportedModelError
 from qertify.importers import islands
-from qertify.importers.islands import Island, Weights
+from qertify.importers.islands import Island, Weights, clamp
 from qertify.importers.lowering import Codes
 from qertify.importers.onnx_context import Lowering, Real, Sum, Value, attribute, integers, require_default, window_of
 from qertify.importers.onnx_file import GraphNode
@@ -43,11 +43,6 @@ def as_island(lowering: Lowering, node: GraphNode, value: Value, name: str = "")
             return total if (low, high) == (-np.inf, np.inf) else islands.then(total, clamp(low, high))
         case _:
             raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
-
-
-def clamp(low: float, high: float) -> islands.Monotone:
-    """min(max(x, low), high): exact."""
-    return lambda least, greatest: (np.clip(least, low, high), np.clip(greatest, low, high))
 
 
 def linear_island(lowering: Lowering, node: GraphNode, value: Value, name: str = "") -> tuple[Island, int]:

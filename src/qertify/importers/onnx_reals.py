@@ -9,7 +9,7 @@ import numpy as np
 
 from qertify.errors import ModelFileError, UnsupportedModelError
 from qertify.importers.decisions import softmax_obstacle
-from qertify.importers.islands import Island, shifted, then
+from qertify.importers.islands import Island, exact_sum, shifted, then
 from qertify.importers.lowering import Codes
 from qertify.importers.onnx_context import (
     Decision,
@@ -34,38 +34,23 @@ def _quantize(lowering: Lowering, node: GraphNode) -> Value:
     require_default(node, block_size=0, output_dtype=0, precision=0, saturate=1)
     value = lowering.value(node, 0)
     scale, zero_point, low, high, quantization = lowering.result(node, 1)
+
+    def quantizer(x: Float32Array) -> IntegerArray:
+        return quantize(x, scale, zero_point)
+
     match value:
         case Real(codes, None):  # the input itself: its codes are this quantizer's
             return codes
         case Real(codes, values) if values is not None:
             image = np.clip(quantize(values, scale, zero_point), low, high)
             return lowering.builder.unary(node.name, codes, image[None, :], low, high, quantization)
-        case Sum() if (exact := _quantized_sum(lowering, node, value)) is not None:
+        case Sum() if (exact := exact_sum(lowering.builder, node.name, value, quantizer, low, high, quantization)) is not None:
             return exact
         case Sum() | Island():
             x = as_island(lowering, node, value, "sum")
             return quantized(lowering, node, x, scale, zero_point, low, high, quantization)
         case _:
             raise ModelFileError(f"node '{node.name}': quantizes a tensor that is not float")
-
-
-def _quantized_sum(lowering: Lowering, node: GraphNode, value: Sum) -> Codes | None:
-    """A correctly rounded sum of two tensors is exact: an integer sum and a staircase; None if there are none."""
-    a, b = value.a, value.b
-    if a.values is None or b.values is None:
-        return None
-    first, second = a.values, b.values
-    scale, zero_point, low, high, quantization = lowering.result(node, 1)
-
-    def function(x: IntegerArray, y: IntegerArray) -> IntegerArray:
-        total = first[x - a.codes.low] + second[y - b.codes.low]
-        return quantize(np.clip(total, np.float32(value.low), np.float32(value.high)), scale, zero_point)
-
-    terms = first.astype(np.float64), second.astype(np.float64)
-    try:
-        return lowering.builder.combine(node.name, a.codes, b.codes, function, terms, low, high, quantization)
-    except UnsupportedModelError:
-        return None
 
 
 def _dequantize(lowering: Lowering, node: GraphNode) -> Value:

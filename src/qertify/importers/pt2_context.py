@@ -80,6 +80,20 @@ def window_of(call: Call, axes: int, kernel: tuple[int, int], given: tuple[int, 
     return Window(kernel, stride, (height, width, height, width), dilation)
 
 
+def pool_window(call: Call, axes: int, size: tuple[int, ...], result: tuple[int, ...]) -> Window:
+    """The window of a pool; ``size`` and ``result``: shapes of the operand, with two spatial axes, and of the result.
+
+    Raises:
+        UnsupportedModelError: a window leaves the padded input.
+    """
+    window = window_of(call, axes, lifted(call, axes, "kernel_size", (), 1), sizes_of(call, "kernel_size", axes, ()))
+    if min(*window.kernel, *window.stride, *window.dilation) < 1:
+        raise call.unsupported("kernel_size", "kernel, stride and dilation must be at least 1")
+    if call.arguments.get("ceil_mode") and (1,) * (2 - axes) + result[1:] != window.output_size(size[1], size[2]):
+        raise call.unsupported("ceil_mode", "a window leaves the padded input; crop or pad it")
+    return window
+
+
 def _sliced(indices: NDArray[Any], call: Call) -> NDArray[Any]:
     axis, step = call.arguments.get("dim", 0), call.arguments.get("step", 1)
     chosen = slice(call.arguments.get("start"), call.arguments.get("end"), step)

@@ -38,6 +38,13 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True)
+class ElementType:
+    """An operand that is a type of numbers, by the name that numpy and torch share: "uint8"."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One operator.
 
@@ -200,6 +207,8 @@ def _value(argument: Any, op: str) -> Any:
             return [Reference(str(item["name"])) for item in value]
         case "as_int" | "as_float" | "as_bool" | "as_string" | "as_ints" | "as_floats" | "as_bools":
             return value
+        case "as_scalar_type" if value in _DTYPES:
+            return ElementType(np.dtype(_DTYPES[value]).name)
         case "as_sym_int" | "as_sym_float":
             return value.get("as_int", value.get("as_float"))
         case "as_sym_ints":

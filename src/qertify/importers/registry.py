@@ -77,7 +77,7 @@ FORMATS: dict[str, Format] = {
     ".ts.pt": Format(
         "TorchScript", "qertify.importers.torch_quantized:load_torchscript", ("input_shape", "trust_code", "runtime")
     ),
-    ".pt2": Format("torch.export"),
+    ".pt2": Format("torch.export", "qertify.importers.pt2e_quantized:load_pt2e", ("runtime",)),
 }
 """Suffix of the file's name, lower case → format. No suffix may end with another one."""
 

@@ -31,7 +31,7 @@ class Replay:
         agrees: bool (batch,), whether the runtime's outputs are those of the reference evaluator, bit for bit, or lie within
             the enclosure.
         ordered: int64 (batch, outputs), the output codes that the runtime's outputs stand for; where the model ends with a
-            softmax or an argmax, other numbers in the same order.
+            softmax or an argmax, or in float32, other numbers in the same order.
     """
 
     runtime: str
@@ -69,6 +69,11 @@ def replayed(
         else:
             ordered = (outputs[:, :, None] > outputs[:, None, :]).sum(axis=2)
         return Replay(runtime, codes, outputs, low, predicted, beaten.all(axis=1), ordered)
+    if kind == "float32":
+        scale = float(network.output_quantization.scale[0])
+        ordered = (outputs[:, :, None] > outputs[:, None, :]).sum(axis=2)
+        agrees = np.all((scale * low <= outputs) & (outputs <= scale * high), axis=1)
+        return Replay(runtime, codes, outputs, low, np.argmax(outputs, axis=1), agrees, ordered)
     if kind == "dequantized":
         meaning = network.output_quantization
         ordered = np.rint(outputs.astype(np.float64) / meaning.scale).astype(np.int64) + meaning.zero_point
@@ -113,6 +118,7 @@ RUNTIMES = {
     "torch-qnnpack": "qertify.runtimes.torch_int8:TorchInt8",
     "torch-x86": "qertify.runtimes.torch_int8:TorchInt8",
     "torch-onednn": "qertify.runtimes.torch_int8:TorchInt8",
+    "torch-pt2e": "qertify.runtimes.torch_exported:TorchExported",
 }
 """Runtime profile of a network → its class."""
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qertify.errors import InvalidInputError, ModelFileError
 from qertify.importers.keras_fixed_point import read_layers
-from qertify.importers.pt2_file import Call, ExportedGraph, Reference, read_exported
+from qertify.importers.pt2_file import Call, ElementType, ExportedGraph, Reference, read_exported
 from qertify.runtimes.float32 import Float32Array
 
 if TYPE_CHECKING:
@@ -86,34 +86,45 @@ _SHAPED = ("flatten", "view", "reshape", "_unsafe_view", "squeeze", "unsqueeze",
 def _torch(path: PathLike) -> tuple[str, Run]:
     import torch
 
-    graph = read_exported(path)
+    return f"torch {torch.__version__}", exported_runner(read_exported(path))
+
+
+def _module(module: Any) -> tuple[str, Run]:
+    import torch
+
+    return f"torch {torch.__version__}", module_runner(module)
+
+
+def exported_runner(graph: ExportedGraph) -> Run:
+    """A torch.export graph on torch's operators."""
+    import torch
+
     constants = {name: torch.from_numpy(array) for name, array in graph.constants.items()}
 
     def run(x: Float32Array) -> NDArray[Any]:
         with torch.inference_mode(), torch.backends.nnpack.flags(False):  # NNPACK may use Winograd convolutions
             values = {**constants, graph.input: torch.from_numpy(x.copy())}
             for call in graph.calls:
-                _execute(torch, graph, call, values)
+                _execute(graph, call, values)
             return values[graph.output].numpy()
 
-    return f"torch {torch.__version__}", run
+    return run
 
 
-def _module(module: Any) -> tuple[str, Run]:
+def module_runner(module: Any) -> Run:
+    """A torch module."""
     import torch
 
     def run(x: Float32Array) -> NDArray[Any]:
         with torch.inference_mode(), torch.backends.nnpack.flags(False):
             return module(torch.from_numpy(x.copy())).numpy()
 
-    return f"torch {torch.__version__}", run
+    return run
 
 
-def _execute(torch: Any, graph: ExportedGraph, call: Call, values: dict[str, Any]) -> None:
-    """Run one operator of ATen."""
-    namespace, name, overload = call.op.split(".")
-    if namespace != "aten":
-        raise ValueError(f"operator {call.op} is none of torch's own")
+def _execute(graph: ExportedGraph, call: Call, values: dict[str, Any]) -> None:
+    """Run one operator of ATen, or a quantizer."""
+    name = call.op.split(".")[1]
     if name == "sym_size":
         return
     arguments = {key: _operand(value, values) for key, value in call.arguments.items() if value is not None}
@@ -121,13 +132,37 @@ def _execute(torch: Any, graph: ExportedGraph, call: Call, values: dict[str, Any
         shape = [1 if size is None else size for size in graph.shapes[call.outputs[0]]]
         values[call.outputs[0]] = arguments["self"].reshape(shape)
     else:
-        values[call.outputs[0]] = getattr(getattr(torch.ops.aten, name), overload)(**arguments)
+        values[call.outputs[0]] = operator_of(call)(**arguments)
+
+
+def operator_of(call: Call) -> Callable[..., Any]:
+    """The operator of torch that a call names.
+
+    Raises:
+        ValueError: it is none of torch's own.
+    """
+    import torch
+
+    namespace, name, overload = call.op.split(".")
+    if namespace == "quantized_decomposed":
+        import torch.ao.quantization.fx._decomposed as registered  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    elif namespace != "aten":
+        raise ValueError(f"operator {call.op} is none of torch's own")
+    return getattr(getattr(getattr(torch.ops, namespace), name), overload)
 
 
 def _operand(value: Any, values: dict[str, Any]) -> Any:
-    if isinstance(value, list):
-        return [_operand(item, values) for item in value]
-    return values[value.name] if isinstance(value, Reference) else value
+    import torch
+
+    match value:
+        case list():
+            return [_operand(item, values) for item in cast("list[Any]", value)]
+        case Reference(name):
+            return values[name]
+        case ElementType(name):
+            return getattr(torch, name)
+        case _:
+            return value
 
 
 RUNTIMES: dict[str, Callable[[Any], tuple[str, Run]]] = {".onnx": _onnx, ".pt2": _torch, ".h5": _keras}

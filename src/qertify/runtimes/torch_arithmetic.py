@@ -49,6 +49,12 @@ def dequantize(codes: IntegerArray, scale: np.float32, zero_point: int) -> Float
     return (codes - zero_point).astype(np.float32) * scale
 
 
+def quantize_decomposed(x: Float32Array, scale: float, zero_point: int) -> IntegerArray:
+    """quantized_decomposed.quantize_per_tensor: rne(F(x·F(1 / s))) + z, where 1 / s is a float64 quotient."""
+    with np.errstate(over="ignore"):
+        return round_half_even(x * np.float32(1 / scale)) + zero_point
+
+
 def dequantize_in_vectors(codes: IntegerArray, scale: np.float32, zero_point: int) -> Float32Array:
     """fma(s, q, F(−z·s)), inside element-wise kernels."""
     return fma(scale, codes, scale * np.float32(-zero_point))

@@ -33,6 +33,7 @@ class Options:
         accept_solver_claims: report a floating-point solver's infeasibility as robust, with that evidence.
         cpu_class: how the deployed CPU multiplies bytes, "vnni" or "avx2"; None for this machine's class. Matters only for
             kernels that may saturate.
+        coupled: whether integer programs of two networks get the rows that tie them together, too.
         keep_proof: keep the search tree and its multipliers, from which a certificate can be written.
     """
 
@@ -46,6 +47,7 @@ class Options:
     accept_solver_claims: bool = False
     cpu_class: str | None = None
     keep_proof: bool = False
+    coupled: bool = False
 
     def __post_init__(self) -> None:
         from qertify.ilp.solvers import require_solver

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from qertify.cli.common import (
     JsonOption,
     RuntimeOption,
     SchemeOption,
+    SolverOption,
     TrustCodeOption,
     VerboseOption,
     WeightsOption,
@@ -84,6 +86,10 @@ def equiv_command(
         str | None, typer.Option(metavar="NAME", help="Runtime of FLOAT_MODEL, if it is a quantized model.", show_default=False)
     ] = None,
     method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
+    solver: SolverOption = "highs",
+    coupled: Annotated[
+        bool, typer.Option("--coupled", help="Integer programs get the rows that tie the two models together, too.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
     cpu_class: Annotated[
         CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
@@ -91,6 +97,9 @@ def equiv_command(
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
     memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
+    accept_solver_claims: Annotated[
+        bool, typer.Option("--accept-solver-claims", help="Report a floating-point solver's claim as equivalent.")
+    ] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -98,7 +107,8 @@ def equiv_command(
     channel: Channel = context.obj
     if sum((delta is not None, top1, max_delta)) != 1:
         raise InvalidInputError("ask one question: --delta D, --top1 or --max-delta")
-    options = engine_options(method, "highs", timeout, memory, seed, device, cpu_class)
+    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims)
+    options = replace(options, coupled=coupled)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.pairing import Files, RegionFlags, ask, confirm

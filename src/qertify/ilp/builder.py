@@ -126,13 +126,16 @@ class Builder:
         coefficients = np.array([self._checked(coefficient) for coefficient, _ in kept], dtype=np.int64)
         self._append(low, high, columns, coefficients)
 
-    def define(self, columns: IntegerArray, coefficients: IntegerArray, constant: int, low: int, high: int) -> Term:
-        """A new element z = Σ coefficient · column + constant, known to lie in low … high."""
-        if not len(columns):
+    def define(
+        self, columns: IntegerArray, coefficients: IntegerArray, constant: int, low: int, high: int, slack: int = 0
+    ) -> Term:
+        """A new element z = Σ coefficient · column + constant ± slack, known to lie in low … high."""
+        if not len(columns) and not slack:
             return Term(-1, constant)
         result = self.column(low, high, integer=False)
         self.defined[result.column] = len(self.row_low)
-        self._append(constant, constant, np.append(columns, result.column), np.append(-coefficients, 1))
+        ends = constant - slack, constant + slack
+        self._append(*ends, np.append(columns, result.column), np.append(-coefficients, 1))
         return result
 
     def _append(self, low: int | None, high: int | None, columns: IntegerArray, coefficients: IntegerArray) -> None:

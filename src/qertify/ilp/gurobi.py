@@ -8,7 +8,8 @@ import gurobipy
 import numpy as np
 from gurobipy import GRB
 
-from qertify.ilp.model import NO_HIGH, NO_LOW, Program, SolverAnswer, Status
+from qertify.ilp.floating import floating
+from qertify.ilp.model import Program, SolverAnswer, Status
 
 TOLERANCE = 1e-9
 
@@ -65,23 +66,26 @@ def _solve(model: Any, program: Program, time_limit: float | None, threads: int,
     if time_limit is not None:
         model.Params.TimeLimit = time_limit
     kinds = [GRB.INTEGER if integer else GRB.CONTINUOUS for integer in program.integer.tolist()]
-    box = {"lb": program.low.tolist(), "ub": program.high.tolist(), "obj": program.objective.tolist()}
+    scaled = floating(program)
+    box = {"lb": scaled.low.tolist(), "ub": scaled.high.tolist(), "obj": scaled.objective.tolist()}
     columns = list(model.addVars(len(kinds), vtype=kinds, **box).values())
-    starts, entries, coefficients = program.starts.tolist(), program.columns.tolist(), program.coefficients.tolist()
-    for row, (low, high) in enumerate(zip(program.row_low.tolist(), program.row_high.tolist(), strict=True)):
+    starts, entries, coefficients = program.starts.tolist(), program.columns.tolist(), scaled.coefficients.tolist()
+    for row, (low, high) in enumerate(zip(scaled.row_low.tolist(), scaled.row_high.tolist(), strict=True)):
         part = slice(starts[row], starts[row + 1])
         total = gurobipy.LinExpr(coefficients[part], [columns[j] for j in entries[part]])
         if low == high:
             model.addLConstr(total, GRB.EQUAL, low)
             continue
-        if low != NO_LOW:
+        if low != -np.inf:
             model.addLConstr(total, GRB.GREATER_EQUAL, low)
-        if high != NO_HIGH:
+        if high != np.inf:
             model.addLConstr(total, GRB.LESS_EQUAL, high)
     model.optimize()
     native = NAMES.get(model.Status, str(model.Status))
     status = status_of(native)
+    known = status in (Status.FEASIBLE, Status.LIMIT) and np.any(program.objective)
+    bound = scaled.bound(float(model.ObjBound)) if known else None
     if status is Status.FEASIBLE or (status is Status.LIMIT and model.SolCount):
-        inside = np.clip(np.rint([column.X for column in columns]).astype(np.int64), program.low, program.high)
-        return SolverAnswer(Status.FEASIBLE, inside, optimal=status is Status.FEASIBLE)
-    return SolverAnswer(status, reason="" if status is Status.INFEASIBLE else f"Gurobi ended with {native}")
+        point = scaled.values(np.array([column.X for column in columns], dtype=np.float64), program)
+        return SolverAnswer(Status.FEASIBLE, point, optimal=status is Status.FEASIBLE, bound=bound)
+    return SolverAnswer(status, reason="" if status is Status.INFEASIBLE else f"Gurobi ended with {native}", bound=bound)

@@ -7,9 +7,12 @@ from typing import Any
 import highspy
 import numpy as np
 
-from qertify.ilp.model import NO_HIGH, NO_LOW, Program, SolverAnswer, Status
+from qertify.ilp.floating import FloatingProgram, floating
+from qertify.ilp.model import Program, SolverAnswer, Status
 
 TOLERANCE = 1e-9
+GAP = 1e-7
+"""Relative distance from the least objective at which a point is optimal."""
 
 STATUSES: dict[str, Status] = {
     "kOptimal": Status.FEASIBLE,
@@ -45,41 +48,45 @@ def solve(program: Program, time_limit: float | None, threads: int, seed: int) -
         "random_seed": seed,
         "mip_feasibility_tolerance": TOLERANCE,
         "primal_feasibility_tolerance": TOLERANCE,
+        "mip_rel_gap": GAP,
     }
     if time_limit is not None:
         options["time_limit"] = time_limit
     for name, value in options.items():
         if solver.setOptionValue(name, value) != highspy.HighsStatus.kOk:
             return SolverAnswer(Status.FAILED, reason=f"HiGHS refuses the option {name} = {value}")
-    if solver.passModel(_native(program)) == highspy.HighsStatus.kError:
+    scaled = floating(program)
+    if solver.passModel(_native(program, scaled)) == highspy.HighsStatus.kError:
         return SolverAnswer(Status.FAILED, reason="HiGHS refuses the program")
     solver.run()
     native = str(solver.getModelStatus().name)
     status = status_of(native)
+    known = status in (Status.FEASIBLE, Status.LIMIT) and np.any(program.objective) and np.any(program.integer)
+    bound = scaled.bound(solver.getInfo().mip_dual_bound) if known else None
+    if status is Status.FEASIBLE and np.any(program.objective) and not known:
+        bound = scaled.bound(solver.getInfo().objective_function_value)
     found = solver.getInfo().primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     if status is Status.FEASIBLE or (status is Status.LIMIT and found):
-        values = np.rint(np.asarray(solver.getSolution().col_value, dtype=np.float64))
+        values = np.asarray(solver.getSolution().col_value, dtype=np.float64)
         if values.shape != program.low.shape or not np.all(np.isfinite(values)):
             return SolverAnswer(Status.FAILED, reason=f"HiGHS says {native} but gives no point")
-        inside = np.clip(values.astype(np.int64), program.low, program.high)
-        return SolverAnswer(Status.FEASIBLE, inside, optimal=status is Status.FEASIBLE)
-    return SolverAnswer(status, reason="" if status is Status.INFEASIBLE else f"HiGHS ended with {native}")
+        return SolverAnswer(Status.FEASIBLE, scaled.values(values, program), optimal=status is Status.FEASIBLE, bound=bound)
+    return SolverAnswer(status, reason="" if status is Status.INFEASIBLE else f"HiGHS ended with {native}", bound=bound)
 
 
-def _native(program: Program) -> Any:
+def _native(program: Program, scaled: FloatingProgram) -> Any:
     """The program as a HighsLp."""
     columns, rows = len(program.low), len(program.row_low)
     lp: Any = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = columns, rows
-    lp.col_cost_ = program.objective.astype(np.float64)
-    lp.col_lower_, lp.col_upper_ = program.low.astype(np.float64), program.high.astype(np.float64)
-    lp.row_lower_ = np.where(program.row_low == NO_LOW, -highspy.kHighsInf, program.row_low.astype(np.float64))
-    lp.row_upper_ = np.where(program.row_high == NO_HIGH, highspy.kHighsInf, program.row_high.astype(np.float64))
+    lp.col_cost_ = scaled.objective
+    lp.col_lower_, lp.col_upper_ = scaled.low, scaled.high
+    lp.row_lower_, lp.row_upper_ = scaled.row_low, scaled.row_high
     lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
     lp.a_matrix_.num_col_, lp.a_matrix_.num_row_ = columns, rows
     lp.a_matrix_.start_ = program.starts.astype(np.int32)
     lp.a_matrix_.index_ = program.columns.astype(np.int32)
-    lp.a_matrix_.value_ = program.coefficients.astype(np.float64)
+    lp.a_matrix_.value_ = scaled.coefficients
     kinds = (highspy.HighsVarType.kContinuous, highspy.HighsVarType.kInteger)
     lp.integrality_ = [kinds[flag] for flag in program.integer.tolist()]
     return lp

@@ -10,9 +10,8 @@ import numpy as np
 
 from qertify.errors import UnsupportedModelError
 from qertify.ilp.builder import Builder, Term, Values, concatenate
-from qertify.ilp.lines import line_through
 from qertify.ilp.model import MAGNITUDE_LIMIT
-from qertify.ilp.steps import Unary, encode_unary
+from qertify.ilp.steps import Unary, encode_unary, rising
 from qertify.network.linear import absolute_sum, weight_of, windows
 from qertify.network.nodes import (
     Add,
@@ -167,11 +166,7 @@ def unary_of(node: Staircase | Table, row: int, low: int, high: int, upper: bool
     steps = node.upper if upper and node.upper is not None else node.steps
     base = steps.low
     first, last = (int(value) - base for value in steps.value(row, np.array([low, high])))
-    thresholds = steps.thresholds[row, first:last]
-    jumps, at = np.unique(thresholds[::-1], return_index=True)
-    levels = base + np.append(first, last - at)
-    line = line_through(thresholds) if len(jumps) > 2 else None
-    return Unary(jumps, levels, line)
+    return rising(steps.thresholds[row, first:last], base + first)
 
 
 def _max(context: Context, node: Max, inputs: list[Values]) -> Values:

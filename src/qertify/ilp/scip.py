@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyscipopt
 
-from qertify.ilp.model import NO_HIGH, NO_LOW, Program, SolverAnswer, Status
+from qertify.ilp.floating import floating
+from qertify.ilp.model import Program, SolverAnswer, Status
 
 TOLERANCE = 1e-9
 
@@ -49,24 +50,26 @@ def solve(program: Program, time_limit: float | None, threads: int, seed: int) -
     model.setParam("randomization/randomseedshift", seed)
     if time_limit is not None:
         model.setParam("limits/time", time_limit)
-    bounds = zip(program.low.tolist(), program.high.tolist(), program.integer.tolist(), strict=True)
+    scaled = floating(program)
+    bounds = zip(scaled.low.tolist(), scaled.high.tolist(), program.integer.tolist(), strict=True)
     columns = [model.addVar(lb=low, ub=high, vtype="I" if integer else "C") for low, high, integer in bounds]
-    starts, entries, coefficients = program.starts.tolist(), program.columns.tolist(), program.coefficients.tolist()
-    for row, (low, high) in enumerate(zip(program.row_low.tolist(), program.row_high.tolist(), strict=True)):
+    starts, entries, coefficients = program.starts.tolist(), program.columns.tolist(), scaled.coefficients.tolist()
+    for row, (low, high) in enumerate(zip(scaled.row_low.tolist(), scaled.row_high.tolist(), strict=True)):
         part = slice(starts[row], starts[row + 1])
         total = pyscipopt.quicksum(a * columns[j] for j, a in zip(entries[part], coefficients[part], strict=True))
-        if low != NO_LOW:
-            model.addCons(total >= low if high == NO_HIGH else (total <= high) >= low)
-        elif high != NO_HIGH:
+        if low != -np.inf:
+            model.addCons(total >= low if high == np.inf else (total <= high) >= low)
+        elif high != np.inf:
             model.addCons(total <= high)
     chosen = np.flatnonzero(program.objective).tolist()
-    model.setObjective(pyscipopt.quicksum(int(program.objective[j]) * columns[j] for j in chosen))
+    model.setObjective(pyscipopt.quicksum(float(scaled.objective[j]) * columns[j] for j in chosen))
     model.optimize()
     native = str(model.getStatus())
     status = status_of(native)
+    known = status in (Status.FEASIBLE, Status.LIMIT) and bool(chosen)
+    bound = scaled.bound(float(model.getDualbound())) if known else None
     if status is Status.FEASIBLE or (status is Status.LIMIT and model.getNSols()):
         best = model.getBestSol()
-        values = np.rint(np.array([model.getSolVal(best, column) for column in columns], dtype=np.float64))
-        inside = np.clip(values.astype(np.int64), program.low, program.high)
-        return SolverAnswer(Status.FEASIBLE, inside, optimal=status is Status.FEASIBLE)
-    return SolverAnswer(status, reason="" if status is Status.INFEASIBLE else f"SCIP ended with {native}")
+        values = np.array([model.getSolVal(best, column) for column in columns], dtype=np.float64)
+        return SolverAnswer(Status.FEASIBLE, scaled.values(values, program), optimal=status is Status.FEASIBLE, bound=bound)
+    return SolverAnswer(status, reason="" if status is Status.INFEASIBLE else f"SCIP ended with {native}", bound=bound)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qertify.ilp.builder import Builder, Term
-from qertify.ilp.lines import Line
+from qertify.ilp.lines import Line, line_through
 from qertify.network.tensor import IntegerArray
 
 
@@ -26,6 +26,13 @@ class Unary:
     jumps: IntegerArray
     levels: IntegerArray
     line: Line | None
+
+
+def rising(thresholds: IntegerArray, first: int) -> Unary:
+    """A staircase that rises from ``first`` by one at each threshold; they are in order, and several may be equal."""
+    jumps, at = np.unique(thresholds[::-1], return_index=True)
+    levels = first + np.append(0, len(thresholds) - at)
+    return Unary(jumps, levels, line_through(thresholds) if len(jumps) > 2 else None)
 
 
 def encode_unary(builder: Builder, z: Term, low: int, high: int, unary: Unary, encoding: str = "compact") -> Term:

@@ -31,6 +31,15 @@ def encode_violation(
     terms = {index: outputs[int(view.element[index])] for case in cases for level in case for index in level.indices}
     if encoding == "one-hot":
         cases = [(level,) for case in cases for level in case]
+    encode_choice(builder, terms, cases, encoding)
+
+
+def encode_choice(builder: Builder, terms: dict[int, Term], cases: Sequence[Sequence[Case]], encoding: str = "compact") -> None:
+    """Some case holds of the accumulators ``terms``; as in `encode_violation`, one level a case if one-hot.
+
+    Raises:
+        ContradictionError: none is within reach.
+    """
     if len(cases) == 1:
         _encode_case(builder, terms, cases[0], ALWAYS)
         return

@@ -22,8 +22,8 @@ from qertify.network.real_error import float32_error
 from qertify.options import Options
 from qertify.result import SCHEMA_VERSION, Evidence, Reason
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
-from qertify.search.comparison import EquivalenceQuery, FloatSemantics, Found, Judge, rounded
-from qertify.search.equivalence import Finding, search
+from qertify.search.comparison import EquivalenceQuery, Finding, FloatSemantics, Found, Judge, rounded
+from qertify.search.equivalence import search
 from qertify.search.paired_input import PairedInput
 
 
@@ -88,6 +88,7 @@ class EquivalenceResult:
     exactness: str = "exact"
     region: dict[str, Any] = field(default_factory=dict)
     nodes: int = 0
+    solver: str | None = None
     bound_reached: float | None = None
     counterexample: DifferingInput | None = None
     explanation: tuple[str, ...] = ()
@@ -184,6 +185,7 @@ def equivalence(
         exactness="exact" if exact else "enclosure",
         region=describe(query.inputs),
         nodes=finding.nodes,
+        solver=finding.solver,
         bound_reached=None if finding.bound is None else rounded(finding.bound, up=True),
         counterexample=counterexample,
         explanation=tuple(finding.explanation),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
 
@@ -14,6 +14,7 @@ from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.network.real_evaluate import evaluate_exactly, evaluate_float64
 from qertify.network.tensor import FloatArray, IntegerArray
+from qertify.result import Evidence, Reason
 from qertify.runtimes.float32 import Float32Array
 from qertify.search.paired_input import PairedInput
 
@@ -164,3 +165,37 @@ def rounded(value: Fraction, up: bool) -> float:
 
 Found = tuple[Float32Array, IntegerArray, Outputs]
 """An input, its codes, and both networks' outputs."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """What the search found out.
+
+    Attributes:
+        proved, refuted: the answer; neither means unknown.
+        found: the input to report.
+        attained, bound: |original − quantized| reaches the first and never exceeds the second, where known.
+    """
+
+    proved: bool = False
+    refuted: bool = False
+    found: Found | None = None
+    attained: Fraction | None = None
+    bound: Fraction | None = None
+    evidence: Evidence | None = None
+    reason: Reason | None = None
+    method: str = ""
+    solver: str | None = None
+    nodes: int = 0
+    explanation: list[str] = field(default_factory=list[str])
+
+    def interval(self) -> tuple[float, float | None] | None:
+        """[attained, bound], rounded outwards."""
+        if self.attained is None or self.attained < 0:
+            return None
+        return rounded(self.attained, up=False), None if self.bound is None else rounded(self.bound, up=True)
+
+
+def text_of(bound: Fraction | None) -> str:
+    """A difference as one says it."""
+    return "nothing known" if bound is None else f"{float(bound):.6g}"

@@ -1,10 +1,9 @@
-"""The engines on an equivalence query: enumeration, attack on the difference, joint bounds, branch and bound."""
+"""The engines on an equivalence query: enumeration, attack on the difference, joint bounds, branch and bound, programs."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
@@ -16,17 +15,20 @@ from qertify.bounds.difference import Joint, compile_difference
 from qertify.bounds.dual import prove
 from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.pairing import find_pairs
-from qertify.errors import UnsupportedModelError
+from qertify.ilp.engine import EXACT_SOLVER
+from qertify.ilp.model import Status
+from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.network.real_error import float64_error
-from qertify.network.tensor import IntegerArray
+from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.options import Method, Options
 from qertify.result import Evidence, Reason
 from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
-from qertify.search.comparison import EquivalenceQuery, Found, Judge, rounded
+from qertify.search.comparison import EquivalenceQuery, Finding, Judge, text_of
 from qertify.search.difference_rows import ClassRows, DifferenceRows
 from qertify.search.equivalence_attack import attack_classes, attack_differences
+from qertify.search.equivalence_ilp import JointSolver
 from qertify.search.portfolio import one_thread
 from qertify.specification.cases import Case
 
@@ -34,42 +36,12 @@ SAMPLES = 24
 ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
 ENUMERATION_CHUNK = 1 << 12
-OPTIMISED_UNITS = 1500
-"""Most units for which multipliers are optimised while the program is built."""
 POLISH_STEPS, POLISH_REACH = 8, 0.1
 ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
 LAST_SHARE = Fraction(7, 8)
 """Searches for the least delta aim at parts, up to this one, of the way from what is attained to what is proved."""
 CLOSE = Fraction(1, 10**6)
 """Relative distance of attained and proved differences that ends the search for the least delta."""
-
-
-@dataclass(slots=True)
-class Finding:
-    """What the search found out.
-
-    Attributes:
-        proved, refuted: the answer; neither means unknown.
-        found: the input to report.
-        attained, bound: |original − quantized| reaches the first and never exceeds the second, where known.
-    """
-
-    proved: bool = False
-    refuted: bool = False
-    found: Found | None = None
-    attained: Fraction | None = None
-    bound: Fraction | None = None
-    evidence: Evidence | None = None
-    reason: Reason | None = None
-    method: str = ""
-    nodes: int = 0
-    explanation: list[str] = field(default_factory=list[str])
-
-    def interval(self) -> tuple[float, float | None] | None:
-        """[attained, bound], rounded outwards."""
-        if self.attained is None or self.attained < 0:
-            return None
-        return rounded(self.attained, up=False), None if self.bound is None else rounded(self.bound, up=True)
 
 
 class _NoLevels:
@@ -90,8 +62,8 @@ def search(
     deadline: float | None,
 ) -> Finding:
     """Decide the query; ``margin`` bounds how far the original's outputs may be off from real arithmetic."""
-    with one_thread():
-        found = _Search(query, judge, margin, options, say, deadline)
+    with one_thread(), SolverProcesses(options.memory) as processes:
+        found = _Search(query, judge, margin, options, say, deadline, processes)
         return found.run()
 
 
@@ -104,8 +76,10 @@ class _Search:
         options: Options,
         say: Callable[[str], None],
         deadline: float | None,
+        processes: SolverProcesses,
     ) -> None:
         self._query, self._judge, self._margin, self._options = query, judge, margin, options
+        self._processes, self._leaf_solvers = processes, frozenset[str]()
         self._show, self._deadline = say, deadline
         self._finding = Finding()
         self._generator = torch.Generator().manual_seed(options.seed)
@@ -113,6 +87,7 @@ class _Search:
         self._exact = self._exact and query.quantized.exactness == "exact"
         self._differences = DifferenceRows(query.original, query.quantized, query.outputs)
         self._classes = ClassRows(query.original, query.quantized)
+        self._every = [(row, sign) for row in range(len(query.outputs)) for sign in (1, -1)]
 
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
@@ -130,9 +105,7 @@ class _Search:
         return self._query.delta is not None and self._judge.attained > self._query.delta + self._margin
 
     def run(self) -> Finding:
-        finding, method = self._finding, self._options.method
-        if method is Method.ILP:
-            raise UnsupportedModelError("", "equivalence", None, "method ilp does not cover equivalence")
+        finding = self._finding
         self._sample()
         if self._refuted():
             finding.method = "sampling"
@@ -147,6 +120,8 @@ class _Search:
         elif self._query.delta is None and not self._query.top1 and finding.bound is not None and self._exact:
             finding.found = judge.worst
             finding.proved = finding.bound <= judge.attained * (1 + CLOSE)
+        if self._leaf_solvers and finding.evidence is Evidence.EXACT_SEARCH:
+            finding.evidence, finding.solver = Evidence.EXACT_SOLVER, ", ".join(sorted(self._leaf_solvers))
         if not finding.proved and not finding.refuted and finding.reason is None:
             finding.reason = Reason.TIMEOUT if self._late() else Reason.UNSUPPORTED if self._exact else Reason.ENCLOSURE
         return finding
@@ -224,7 +199,8 @@ class _Search:
         )
         codes = np.clip(codes, query.quantized.input.low, query.quantized.input.high)
         left = inputs.stand_for(codes).astype(np.float64) if isinstance(query.original, RealNetwork) else codes
-        pairs = find_pairs(query.original, query.quantized, left, codes)
+        alone = self._options.method is Method.ILP and not self._options.coupled
+        pairs = () if alone else find_pairs(query.original, query.quantized, left, codes)
         joint = compile_difference(
             query.original,
             query.quantized,
@@ -232,7 +208,6 @@ class _Search:
             inputs.relation if isinstance(query.original, RealNetwork) else None,
             pairs,
             self._classes if query.top1 else self._differences,
-            OPTIMISED_UNITS,
             self._late,
         )
         self._say(f"joint program: {len(joint.program.units)} units and rows, {len(pairs)} pair(s) of layers")
@@ -240,16 +215,41 @@ class _Search:
 
     def _analyse(self) -> None:
         joint = self._compile()
+        if self._options.method is Method.ILP:
+            self._solve(joint)
+            return
         self._relaxer = InteriorPoint(joint.program, self._late)
         if self._query.top1:
             self._decide_class(joint)
         else:
             self._decide_difference(joint)
 
+    def _programs(self, joint: Joint, coupled: bool) -> JointSolver:
+        def consider(points: FloatArray) -> None:
+            self._judge.judge(*self._query.inputs.points(joint, points))
+
+        return JointSolver(joint, self._options, self._processes, coupled, consider)
+
+    def _solve(self, joint: Joint) -> None:
+        """Integer programs, case by case."""
+        query, rows, bits = self._query, self._differences, joint.output_bits
+        if query.top1:
+            cases = self._classes.cases(self._margin, bits)
+        else:
+            delta = Fraction(0) if query.delta is None else query.delta - self._margin
+            cases = rows.cases({key: rows.limit(key[0], delta, bits) for key in self._every})
+        asked = query.top1 or query.delta is not None
+        answers = self._programs(joint, self._options.coupled).ask(cases, self._deadline, self._refuted if asked else None)
+        bound: Fraction | None = None
+        if not asked and None not in answers.bounds:
+            ends = [rows.difference(row, end or 0, bits) for (row, _), end in zip(self._every, answers.bounds, strict=True)]
+            bound = max(*ends, Fraction(0)) + self._margin
+        self._say(answers.settle(self._finding, self._options, bound))
+
     def _decide_difference(self, joint: Joint) -> None:
         query, finding, rows = self._query, self._finding, self._differences
         program, bits = joint.program, joint.output_bits
-        every = [(row, sign) for row in range(len(query.outputs)) for sign in (1, -1)]
+        every = self._every
         cases = rows.cases(dict.fromkeys(every, 0))
         self._say(attack_differences(joint, cases, self._judge, self._generator, self._late, self._refuted))
         if self._refuted() or self._options.method is Method.ATTACK:
@@ -269,7 +269,7 @@ class _Search:
         finding.bound = max(known) + self._margin if len(known) == len(bounds) else None
         finding.method, finding.evidence = "bounds", Evidence.EXACT_BOUNDS
         self._candidates(joint, relaxation.inputs, domains.objective)
-        self._say(f"bounds: at most {_text(finding.bound)}, at least {float(self._judge.attained):.6g}")
+        self._say(f"bounds: at most {text_of(finding.bound)}, at least {float(self._judge.attained):.6g}")
         if self._refuted() or self._options.method is Method.BOUNDS:
             finding.proved = bool((margins >= 0).all()) and query.delta is not None
             return
@@ -302,7 +302,7 @@ class _Search:
             if self._search(joint, self._differences.cases(limits), deadline, aim - self._margin):
                 bounds = {key: aim - self._margin if key in limits else bound for key, bound in bounds.items()}
                 finding.bound, finding.evidence, finding.method = aim, Evidence.EXACT_SEARCH, "bab"
-                self._say(f"search: at most {_text(finding.bound)}, {finding.nodes} domains")
+                self._say(f"search: at most {text_of(finding.bound)}, {finding.nodes} domains")
             elif judge.attained > seen:
                 self._say(f"search: at least {float(judge.attained):.6g}, {finding.nodes} domains")
             elif share < LAST_SHARE:
@@ -350,8 +350,11 @@ class _Search:
             found = judge.disagreement if target is None else judge.worst if judge.attained > target else None
             return None if found is None or not self._exact else found[1].reshape(-1)
 
-        def leaf(_case: Case, _low: Tensor, _high: Tensor) -> LeafAnswer:
-            return LeafAnswer(Closure.OPEN)
+        solver = self._programs(joint, coupled=True)
+
+        def leaf(case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
+            empty = solver.leaf(case, low, high, deadline) is Status.INFEASIBLE
+            return LeafAnswer(Closure.EMPTY, None, EXACT_SOLVER) if empty else LeafAnswer(Closure.OPEN)
 
         tree = BranchAndBound(joint.program, _NoLevels(), cases, replay, leaf, memory=self._options.memory)
         last = time.monotonic()
@@ -364,8 +367,5 @@ class _Search:
 
         outcome = tree.run(deadline, report=report)
         self._finding.nodes += outcome.nodes
+        self._leaf_solvers |= outcome.leaf_solvers
         return outcome.proved
-
-
-def _text(value: Fraction | None) -> str:
-    return "nothing known" if value is None else f"{float(value):.6g}"

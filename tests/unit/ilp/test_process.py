@@ -65,7 +65,7 @@ def test_objective(processes: SolverProcesses, solver: str) -> None:
     assert answer.values is not None
     assert answer.values.tolist() == [2, 0]
     assert answer.optimal
-    assert answer.bound == (4 if solver == "cp-sat" else None)
+    assert answer.bound in ((4,) if solver == "cp-sat" else (3, 4))
 
 
 def test_cp_sat_gives_the_bound_it_proved_when_time_runs_out(processes: SolverProcesses) -> None:

@@ -89,7 +89,7 @@ def _original(files: Files) -> RealNetwork | Network:
     try:
         return load_float_model(files.original, ImportOptions(**given))
     except UnsupportedModelError:
-        if not name.endswith(".onnx"):
+        if not name.endswith((".onnx", ".pt2")):
             raise
         try:
             return load_model(files.original, files.flags)

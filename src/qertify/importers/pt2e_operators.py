@@ -74,7 +74,7 @@ def _dequantize(lowering: Lowering, call: Call) -> Value:
 
 def _elementwise(lowering: Lowering, call: Call) -> Value:
     """An operator of numbers known through one tensor of codes: its results on all of them are read off torch."""
-    named = {key: lowering.values[value.name] for key, value in call.arguments.items() if _is_computed(lowering, value)}
+    named = {key: lowering.values[value.name] for key, value in call.arguments.items() if _is_computed(value, lowering)}
     first, *others = named.values()
     if not isinstance(first, Real) or first.values is None:
         raise call.unsupported(None, "it computes in float; a quantizer before it is needed")
@@ -88,6 +88,7 @@ def _elementwise(lowering: Lowering, call: Call) -> Value:
         if array is not None:
             require(call, array.size == 1 and array.dtype == np.float32, key, "a single number is needed")
             fixed[key] = float(array.reshape(-1)[0])
+    require(call, lowering.result_shape(call) == first.codes.shape, "other", "its result has another shape than its operand")
     found = elementwise(call, tables, fixed)
     if found is None:
         raise call.unsupported(None, "some code gives NaN or infinity")
@@ -99,7 +100,7 @@ def _elementwise(lowering: Lowering, call: Call) -> Value:
     return replace(x, error=x.error + spread)
 
 
-def _is_computed(lowering: Lowering, value: object) -> TypeGuard[Reference]:
+def _is_computed(value: object, lowering: Lowering) -> TypeGuard[Reference]:
     return isinstance(value, Reference) and value.name in lowering.values
 
 
@@ -126,7 +127,7 @@ def _binary(lowering: Lowering, call: Call) -> Value:
     if call.arguments.get("alpha", 1) != 1 or call.arguments.get("rounding_mode") is not None:
         raise call.unsupported("alpha", "alpha and rounding modes are not supported")
     op = call.op.split(".")[1].rstrip("_")
-    operands = [lowering.values[v.name] for v in call.arguments.values() if _is_computed(lowering, v)]
+    operands = [lowering.values[v.name] for v in call.arguments.values() if _is_computed(v, lowering)]
     sources = {(x.codes.node, x.codes.shape) if isinstance(x, Real) else None for x in operands}
     if len(sources) == 1 and None not in sources:
         return _elementwise(lowering, call)

@@ -23,8 +23,11 @@ from qertify.importers.pt2e_operators import OPERATORS
 from qertify.network.network import Network
 from qertify.network.tensor import QuantizationParameters
 from qertify.runtimes.torch_arithmetic import dequantize
+from qertify.runtimes.torch_exported import TorchExported
 
 PROFILE = "torch-pt2e"
+CHECKED_INPUTS = 8
+"""Random inputs on which an import is compared with torch."""
 NAMESPACE = "quantized_decomposed."
 
 
@@ -45,7 +48,9 @@ def load_pt2e(path: str | os.PathLike[str], runtime: str = PROFILE) -> Network:
     """
     if runtime != PROFILE:
         raise InvalidInputError(f"{path}: torch.export files run on {PROFILE}, not on '{runtime}'")
-    return lower_exported(read_exported(path), str(path))
+    network = _network(read_exported(path), str(path))
+    _check(network, path)
+    return network
 
 
 def import_exported(module: Any, example_input: Any) -> Network:
@@ -73,11 +78,19 @@ def import_exported(module: Any, example_input: Any) -> Network:
     except Exception as error:  # user code runs here and may raise anything
         reason = f"torch.export can't trace it ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise UnsupportedModelError(type(module).__name__, "module", None, reason) from error
-    return lower_exported(parse_exported(stream.getvalue(), "the module"), "the module")
+    network = _network(parse_exported(stream.getvalue(), "the module"), "the module")
+    _check(network, module)
+    return network
 
 
-def lower_exported(graph: ExportedGraph, path: str) -> Network:
-    """The integer network of a graph; ``path`` is for messages."""
+def is_quantized_graph(module: Any) -> bool:
+    """Whether a module is a graph with explicit quantizers, as convert_pt2e returns it."""
+    import torch
+
+    return isinstance(module, torch.fx.GraphModule) and any(NAMESPACE in str(node.target) for node in module.graph.nodes)
+
+
+def _network(graph: ExportedGraph, path: str) -> Network:
     if not any(call.op.startswith(NAMESPACE) for call in graph.calls):
         raise UnsupportedModelError(path, "torch.export", None, "this is a float model; a quantized one is needed")
     lowering = Lowering(graph)
@@ -100,6 +113,19 @@ def lower_exported(graph: ExportedGraph, path: str) -> Network:
         raise ModelFileError(f"{path}: damaged: its shapes or values do not fit together ({reason})") from error
     except InvalidNetworkError as error:
         raise ModelFileError(f"{path}: {error}") from error
+
+
+def _check(network: Network, model: Any) -> None:
+    """Compare with torch on a few random inputs."""
+    codes = np.random.default_rng(0).integers(network.input.low, network.input.high + 1, (CHECKED_INPUTS, *network.input_shape))
+    runtime = TorchExported(network)
+    try:
+        agrees = runtime.replay(model, runtime.real_input(codes)).agrees
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        reason = f"torch refuses the graph ({' '.join(str(error).split())[:200]})"
+        raise UnsupportedModelError("graph", "forward", None, reason) from error
+    if not np.all(agrees):
+        raise UnsupportedModelError("graph", "forward", None, "torch computes other numbers than its operators enclose")
 
 
 def _lower(lowering: Lowering, call: Call) -> None:

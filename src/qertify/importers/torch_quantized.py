@@ -17,6 +17,7 @@ import torch
 
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers.lowering import Codes
+from qertify.importers.pt2e_quantized import import_exported, is_quantized_graph
 from qertify.importers.torch_context import Decision, Lowering, Raw, Real
 from qertify.importers.torch_graph import Operation, Rule, Traced, Walk, program_of
 from qertify.importers.torch_operators import OPERATORS
@@ -31,12 +32,13 @@ CHECKED_INPUTS = 8
 """Random inputs on which an import is compared with the module."""
 
 
-def import_torch(module: torch.nn.Module, example_input: Any, engine: str = "fbgemm") -> Network:
-    """Import a converted int8 module of torch.ao.quantization, eager or FX.
+def import_torch(module: torch.nn.Module | torch.export.ExportedProgram, example_input: Any, engine: str = "fbgemm") -> Network:
+    """Import a converted int8 module of torch.ao.quantization, eager or FX, or a graph of torchao's convert_pt2e.
 
     Args:
         module: in evaluation mode; takes one float32 tensor, gives one tensor, quantized or dequantized at the end. A copy
-            is packed for the engine and traced; the module itself is not changed.
+            is packed for the engine and traced; the module itself is not changed. Graphs with explicit quantizers, and
+            exported programs, have no engine; they are imported as `pt2e_quantized.import_exported` says.
         example_input: float32, batch axis first; only the shape of its first row matters.
         engine: "fbgemm", "qnnpack", "x86" or "onednn". Claims are about modules packed for, and run under, this engine, on
             batches of one.
@@ -48,6 +50,8 @@ def import_torch(module: torch.nn.Module, example_input: Any, engine: str = "fbg
         UnsupportedModelError: something that is not exact integer arithmetic under this engine; names the node.
         InvalidInputError: a module in training mode, or an example that is no batch of float32 inputs.
     """
+    if isinstance(module, torch.export.ExportedProgram) or is_quantized_graph(module):
+        return import_exported(module, example_input)
     if module.training:
         raise InvalidInputError("the module is in training mode; call module.eval() first")
     example = torch.as_tensor(example_input)

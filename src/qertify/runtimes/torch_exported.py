@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from qertify.runtimes.input_quantizer import InputQuantizer
 from qertify.runtimes.torch_arithmetic import dequantize, quantize_decomposed
 from qertify.specification.region import IntegerBox
 
+Model: TypeAlias = str | os.PathLike[str] | torch.nn.Module | torch.export.ExportedProgram
 PROBE_LENGTHS = (1, 3, 17)
 """Lengths of tensors whose elements lie at other positions of a kernel's vectors than those of a whole table."""
 
@@ -87,14 +89,20 @@ class TorchExported:
         """As `Runtime`; the number each code stands for, moved to the nearest bound of the region if it lies outside."""
         return self._quantizer.preimage(codes, low, high)
 
-    def replay(self, path: str | os.PathLike[str] | torch.nn.Module, real: ArrayLike) -> Replay:
-        """As `Runtime`; also takes the module itself.
+    def replay(self, path: Model, real: ArrayLike) -> Replay:
+        """As `Runtime`; also takes the module or program itself.
 
         Raises:
             ModelFileError: the file can't be read any more.
         """
         inputs = self._quantizer.checked(real)
-        run = module_runner(path) if isinstance(path, torch.nn.Module) else exported_runner(read_exported(path))
+        match path:
+            case torch.export.ExportedProgram():
+                run = module_runner(path.module())
+            case torch.nn.Module():
+                run = module_runner(path)
+            case _:
+                run = exported_runner(read_exported(path))
         outputs = np.concatenate([np.asarray(run(inputs[i : i + 1])).reshape(1, -1) for i in range(len(inputs))])
         codes = self._quantizer.codes(inputs)
         return replayed(f"torch {torch.__version__}", self.network, codes, outputs, self._dequantized)

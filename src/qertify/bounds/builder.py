@@ -49,6 +49,7 @@ class Builder:
         self._steps: list[Steps] = []
         self._divisors: list[FloatArray] = []
         self._slacks: list[FloatArray] = []
+        self._follows: list[tuple[int, int]] = []
         self._coupled: tuple[IntegerArray, FloatArray] | None = None
 
     @property
@@ -99,6 +100,11 @@ class Builder:
         form = widen(form, self.rows)
         form[rows, chosen] = 1.0
         return form
+
+    def follow(self, first: int, rectifiers: IntegerArray) -> None:
+        """Say that the rows from position ``first`` on compare the values of rectifiers, given by their rows in forms."""
+        place = {row: unit for unit, row in enumerate(np.concatenate(self._unit_rows).tolist())}
+        self._follows += [(first + offset, place[row]) for offset, row in enumerate(rectifiers.tolist())]
 
     def couple(self, pairs: IntegerArray, corners: FloatArray) -> None:
         """Confine pairs of inputs, (m, 2) positions among all inputs, to the hulls of their corners, (m, 8, 2)."""
@@ -251,6 +257,14 @@ class Builder:
         low, high = known[0].reshape(-1)[element], known[1].reshape(-1)[element]
         self._append(units, form.reshape(form.shape[0], -1)[:, element], low, high, [None] * len(classes))
 
+    def _followed(self, count: int) -> torch.Tensor | None:
+        if not self._follows:
+            return None
+        result = torch.full((count,), -1, dtype=torch.long)
+        for row, unit in self._follows:
+            result[row] = unit
+        return result
+
     def finish(self) -> Program:
         """The program of everything added so far.
 
@@ -316,6 +330,7 @@ class Builder:
             equation_size=convert(equation_size),
             divisor=convert(divisor) if divisor.any() else None,
             slack=convert(slack) if slack.any() else None,
+            follows=self._followed(count),
             coupled=None if self._coupled is None else convert(self._coupled[0]),
             coupled_corners=None if self._coupled is None else convert(self._coupled[1]),
         )

@@ -33,9 +33,8 @@ SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
 OUTPUT_BITS = 40
 """The left network's outputs take at most this many bits."""
-BATCH = 48
+BATCH = 128
 """Paired accumulators whose ranges are tightened together."""
-TIGHTEN_ITERATIONS = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +62,6 @@ def compile_difference(
     relation: InputRelation | None,
     pairs: Sequence[Pair],
     outputs: Callable[[Builder, RealForm, FloatArray], tuple[Sequence[RealForm], int]],
-    optimise: int,
     late: Callable[[], bool] = lambda: False,
 ) -> Joint:
     """Compile two networks over one box of the right one's codes.
@@ -73,7 +71,6 @@ def compile_difference(
         pairs: in topological order on both sides.
         outputs: makes the rows of interest from the left output and the right output's form (both one-dimensional),
             as forms of one element, all with the same number of fractional bits, which it returns too.
-        optimise: most units for which the ranges of paired accumulators are tightened with optimised multipliers.
         late: asked between steps; the ranges at hand are kept once it is true.
 
     Raises:
@@ -93,7 +90,7 @@ def compile_difference(
     else:
         other = QuantizedSide(left, form, box.low, box.high)
     for pair in pairs:
-        _couple(builder, other, quantized, pair, optimise, late)
+        _couple(builder, other, quantized, pair, late)
     other.advance(builder)
     quantized.advance(builder)
     value = compact(builder, other.output(builder).flat(), OUTPUT_BITS)
@@ -127,7 +124,7 @@ def _meet(first: Bounds, second: Bounds) -> Bounds:
 
 
 def _couple(
-    builder: Builder, left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, optimise: int, late: Callable[[], bool]
+    builder: Builder, left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, late: Callable[[], bool]
 ) -> None:
     """Compile the two activations of a pair and add their rows."""
     right.advance(builder, pair.right)
@@ -144,7 +141,7 @@ def _couple(
         bounds[0] = _meet(bounds[0], left.range(pair.left))
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
     wanted = [left.unsettled(pair.left, *bounds[0]), varies[1], varies[0] | varies[1]]
-    _tighten(builder, forms, bounds, wanted, optimise, late)
+    _tighten(builder, forms, bounds, wanted, late)
     ends = np.stack([factor * bounds[1][0], factor * bounds[1][1]])
     implied = np.floor((ends.min(0) + bounds[2][0]) / up), np.ceil((ends.max(0) + bounds[2][1]) / up)
     bounds[0] = _meet(bounds[0], implied)
@@ -173,6 +170,8 @@ def _couple(
             ranges.append((linked[0][unsettled], linked[1][unsettled]))
             slacks.append((LINK_PARTS * shift.slack + share * apart.slack)[unsettled])
     low, high = (np.concatenate([pair_[side] for pair_ in ranges]).astype(np.int64) for side in (0, 1))
+    if isinstance(left, RealSide):
+        builder.follow(builder.units, value.form[:, both].argmax(axis=0))
     builder.add_rows([None] * low.size, np.concatenate(forms, axis=1), low, high, np.concatenate(slacks))
 
 
@@ -181,7 +180,6 @@ def _tighten(
     forms: Sequence[RealForm],
     bounds: list[Bounds],
     wanted: Sequence[np.ndarray],
-    optimise: int,
     late: Callable[[], bool],
 ) -> None:
     """Dual bounds of the wanted elements of several forms, in place, if there are units yet that make them better."""
@@ -192,7 +190,7 @@ def _tighten(
         low, high = (bound.copy() for bound in bounds[index])
         for start in range(0, elements.size, BATCH):
             part = elements[start : start + BATCH]
-            low[part], high[part] = _tightened(builder, form, low[part], high[part], part, optimise, late)
+            low[part], high[part] = _tightened(builder, form, low[part], high[part], part, late)
         bounds[index] = low, high
 
 
@@ -202,7 +200,6 @@ def _tightened(
     low: FloatArray,
     high: FloatArray,
     part: IntegerArray,
-    optimise: int,
     late: Callable[[], bool],
 ) -> Bounds:
     """Dual bounds of some elements of a form, which lie in low … high."""
@@ -216,7 +213,6 @@ def _tightened(
     )
     limit = torch.from_numpy(np.stack([high, -low], axis=1).reshape(-1))
     domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
-    iterations = TIGHTEN_ITERATIONS if len(program.units) <= optimise else 0
-    found = InteriorPoint(program, late).relax(domains, iterations)
+    found = InteriorPoint(program, late).relax(domains, 0)  # optimised multipliers gain a few per cent for most of the time
     bound = (prove(program, domains, found.multipliers).margin + limit).numpy().reshape(-1, 2)
     return np.maximum(low, bound[:, 0]), np.minimum(high, -bound[:, 1])

@@ -52,9 +52,7 @@ class Relaxation:
 
 def initial_multipliers(program: Program, domains: Domains) -> Tensor:
     """λ_u = a_u · (slope of the chord of σ_u), from the last block to the first. Shape (batch, N)."""
-    first, last = program.values(domains.low), program.values(domains.high)
-    slope = (last - first) / (domains.high - domains.low).clamp(min=1)
-    slope = torch.minimum(slope, 1 / program.spacing) * program.has_value
+    slope = _chords(program, domains)
     result = torch.zeros_like(domains.objective)
 
     def follow(start: int, stop: int, weight: Tensor) -> Tensor:
@@ -63,6 +61,39 @@ def initial_multipliers(program: Program, domains: Domains) -> Tensor:
 
     program.backward(domains.objective, follow)
     return result
+
+
+def following_multipliers(program: Program, domains: Domains, follows: Tensor) -> Tensor:
+    """The same, but the weight of a rectifier in both its phases goes to the row that follows it, and on from there."""
+    slope = _chords(program, domains)
+    result, weight = torch.zeros_like(domains.objective), domains.objective.clone()
+    for start, stop in reversed(program.blocks):
+        rows = start + torch.nonzero(follows[start:stop] >= 0)[:, 0]
+        if len(rows):
+            partner = follows[rows]
+            moved = -(weight @ program.unit_matrix[:, partner]) / program.unit_matrix[rows, partner]
+            unstable = (domains.low[:, partner] < 0) & (domains.high[:, partner] > 0)
+            result[:, rows] = torch.where(unstable, moved, 0.0)
+        else:
+            result[:, start:stop] = (weight @ program.unit_matrix[:, start:stop]) * slope[:, start:stop]
+        weight[:, start:stop] += result[:, start:stop]
+    return result
+
+
+def _chords(program: Program, domains: Domains) -> Tensor:
+    first, last = program.values(domains.low), program.values(domains.high)
+    slope = (last - first) / (domains.high - domains.low).clamp(min=1)
+    return torch.minimum(slope, 1 / program.spacing) * program.has_value
+
+
+def _first_multipliers(program: Program, domains: Domains, z: Tensor, y: Tensor) -> Tensor:
+    """The better of the two, domain by domain."""
+    chords = initial_multipliers(program, domains)
+    if program.follows is None:
+        return chords
+    others = following_multipliers(program, domains, program.follows)
+    better = value(program, domains, z, y, others) > value(program, domains, z, y, chords)
+    return torch.where(better[:, None], others, chords)
 
 
 def _longest(relative_change: Tensor) -> Tensor:
@@ -167,7 +198,7 @@ class _Iterate:
         self.program, self.domains, self.inputs, self.value_gram = program, domains, inputs, values
         self.z, self.y = corners(program, domains.low, domains.high)
         batch, units, corner_count = self.z.shape
-        self.multipliers = initial_multipliers(program, domains)
+        self.multipliers = _first_multipliers(program, domains, self.z, self.y)
         self.linked = bool(program.unit_matrix.any())
         self.x = ((inputs.low + inputs.high) / 2).expand(batch, -1).clone()
         self.w = torch.full((batch, units, corner_count), 1 / corner_count, dtype=torch.float64, device=self.z.device)

@@ -62,6 +62,8 @@ class Program:
         equation_size: (N,), bound on |constant| + Σ|input_matrix|·max(|x|, 1) + Σ|unit_matrix|·max(|y|, 1) + slack, not an
             integer.
         divisor: (N,), a power of two for rectifiers, 0 for other units; None where all units are staircases.
+        follows: int64 (N,), for a row that is the difference of a rectifier's value and another value, the rectifier's
+            position, −1 for all other units; None where there is no such row.
         coupled: int64 (m, 2), pairs of inputs that are not independent; None where all are.
         coupled_corners: (m, 8, 2), the corners of the values of each pair.
         slack: (N,), by how much an accumulator may differ from its equation, in integers; None where by nothing.
@@ -87,6 +89,7 @@ class Program:
     equation_size: Tensor
     divisor: Tensor | None = None
     slack: Tensor | None = None
+    follows: Tensor | None = None
     coupled: Tensor | None = None
     coupled_corners: Tensor | None = None
     operators: Operators | None = None

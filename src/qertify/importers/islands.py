@@ -9,7 +9,7 @@ of z.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, floor, log2
 
@@ -34,8 +34,10 @@ INTEGER_LIMIT = 1 << 50
 GRID_BITS = 16
 """Bits of the grid that other numbers than codes are rounded to before they are summed as integers."""
 
-LEVELS = 1 << 14
+LEVELS = 1 << 12
 """About how many steps of a grid replace float numbers that no quantizer follows."""
+SCORE_LEVELS = 1 << 14
+"""The same for the outputs of a network."""
 
 Monotone = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 """Bounds of a float operator's operand → bounds of its result; non-decreasing in both."""
@@ -275,19 +277,30 @@ def moved(builder: Builder, name: str, x: Island, indices: IntegerArray) -> Isla
     return replace(x, z=z, scale=parameters[0], shift=parameters[1], error=parameters[2])
 
 
-def _grid(x: Island) -> tuple[float, int, int]:
-    """A power of two, and the least and greatest multiples of it around an island's values, about `LEVELS` of them."""
+def joined(builder: Builder, name: str, parts: Sequence[Island], axis: int) -> Island:
+    """Linear islands joined along an axis; each keeps its line."""
+    z = builder.concatenate(name, [part.z for part in parts], axis)
+
+    def join(pick: Callable[[Island], FloatArray]) -> FloatArray:
+        return np.concatenate([np.broadcast_to(pick(part), part.z.shape) for part in parts], axis=axis)
+
+    low, high = min(part.low for part in parts), max(part.high for part in parts)
+    return Island(z, low, high, join(lambda p: p.scale), join(lambda p: p.shift), join(lambda p: p.error))
+
+
+def _grid(x: Island, levels: int) -> tuple[float, int, int]:
+    """A power of two, and the least and greatest multiples of it around an island's values, about ``levels`` of them."""
     ends = x.scale * x.low + x.shift - x.error, x.scale * x.high + x.shift + x.error
     for operator in x.after:
         ends = operator(*ends)
     low, high = float(ends[0].min()), float(ends[1].max())
-    step = 2.0 ** ceil(log2(max(high - low, 2.0**-20 * max(abs(low), abs(high)), 2.0**-100) / LEVELS))
+    step = 2.0 ** ceil(log2(max(high - low, 2.0**-20 * max(abs(low), abs(high)), 2.0**-100) / levels))
     return step, floor(low / step) - 1, ceil(high / step) + 1
 
 
 def regrid(builder: Builder, name: str, x: Island) -> Island:
     """Any island as a uniform, linear one: its values to the nearest multiples of a grid, which an enclosure gives."""
-    step, low, high = _grid(x)
+    step, low, high = _grid(x, LEVELS)
     meaning = QuantizationParameters.of(step, 0)
     z = quantize(builder, name, x, lambda v: np.rint(v.astype(np.float64) / step).astype(np.int64), low, high, meaning)
     return island(z, low, high, step, 0.0, step / 2)
@@ -298,7 +311,7 @@ def scores(builder: Builder, name: str, x: Island) -> Codes:
 
     So whatever order, with whatever ties, all codes of the enclosure have, the float numbers have, too.
     """
-    step, low, high = _grid(x)
+    step, low, high = _grid(x, SCORE_LEVELS)
     meaning = QuantizationParameters.of(step, 0)
     wider = then(x, lambda least, greatest: (least, greatest + step))
     return quantize(

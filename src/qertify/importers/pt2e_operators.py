@@ -6,7 +6,7 @@ known exactly, number by number; sums of products are enclosed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -29,6 +29,13 @@ from qertify.runtimes.torch_exported import elementwise
 
 POSITIONS = 4
 """Where a kernel's results depend on the position in the tensor, they are granted this multiple of the differences seen."""
+FUNCTION_ERROR = 2.0**-18
+"""Assumed bound on the relative error of float32 functions such as tanh; they are accurate to about 2⁻²²."""
+SLOPES = {
+    "aten.gelu": 1.13, "aten.hardsigmoid": 1 / 6, "aten.hardswish": 1.5, "aten.leaky_relu": 1.0,
+    "aten.neg": 1.0, "aten.sigmoid": 0.25, "aten.silu": 1.1, "aten.tanh": 1.0,
+}  # fmt: skip
+"""The steepest slope of each function (of its standard form)."""
 
 
 def _quantize(lowering: Lowering, call: Call) -> Value:
@@ -76,28 +83,46 @@ def _elementwise(lowering: Lowering, call: Call) -> Value:
     """An operator of numbers known through one tensor of codes: its results on all of them are read off torch."""
     named = {key: lowering.values[value.name] for key, value in call.arguments.items() if _is_computed(value, lowering)}
     first, *others = named.values()
+    if isinstance(first, Sum | Island) and not others:
+        return _on_grid(lowering, call, first)
     if not isinstance(first, Real) or first.values is None:
         raise call.unsupported(None, "it computes in float; a quantizer before it is needed")
-    for other in others:
-        if not isinstance(other, Real) or (other.codes.node, other.codes.shape) != (first.codes.node, first.codes.shape):
-            raise call.unsupported(None, "of two computed tensors; quantizers before it are needed")
     tables = {key: value.values for key, value in named.items() if isinstance(value, Real) and value.values is not None}
-    numbers = {key: lowering.constant(call, key) for key, value in call.arguments.items() if isinstance(value, Reference)}
+    return _read_off(lowering, call, first.codes, tables, 0.0)
+
+
+def _on_grid(lowering: Lowering, call: Call, value: Sum | Island) -> Value:
+    """The operator on a grid: what is between two of its points can't be further away than the operator's slope allows."""
+    slope = SLOPES.get(call.op.rpartition(".")[0].rstrip("_"))
+    if slope is None:
+        raise call.unsupported(None, "it computes in float; a quantizer before it is needed")
+    slope = max(slope, abs(float(call.arguments.get("negative_slope", 0.01))))
+    x = islands.regrid(lowering.builder, f"{call.name}/grid", island_of(lowering, call, value))
+    step = float(x.scale.flat[0])
+    points = (step * np.arange(x.low, x.high + 1)).astype(np.float32)
+    return _read_off(lowering, call, replace(x.z, low=x.low, high=x.high), {"self": points}, slope * float(x.error.flat[0]))
+
+
+def _read_off(lowering: Lowering, call: Call, codes: Codes, tables: Mapping[str, Float32Array], error: float) -> Value:
+    """The operator's results on the numbers of all codes; ``error``: how far its operands' real numbers move them."""
     fixed: dict[str, float] = {}
-    for key, array in numbers.items():
+    for key, value in call.arguments.items():
+        array = lowering.constant(call, key) if isinstance(value, Reference) else None
         if array is not None:
             require(call, array.size == 1 and array.dtype == np.float32, key, "a single number is needed")
             fixed[key] = float(array.reshape(-1)[0])
-    require(call, lowering.result_shape(call) == first.codes.shape, "other", "its result has another shape than its operand")
+    require(call, lowering.result_shape(call) == codes.shape, "other", "its result has another shape than its operand")
     found = elementwise(call, tables, fixed)
     if found is None:
         raise call.unsupported(None, "some code gives NaN or infinity")
     least, greatest = found
-    if np.array_equal(least, greatest):
-        return Real(first.codes, least)
+    if not error and np.array_equal(least, greatest):
+        return Real(codes, least)
+    if error:
+        error += FUNCTION_ERROR * float(np.abs(least).max())
     spread = POSITIONS * float((greatest.astype(np.float64) - least).max())
-    x = islands.from_codes(lowering.builder, call.name, first.codes, least)
-    return replace(x, error=x.error + spread)
+    x = islands.from_codes(lowering.builder, call.name, codes, least)
+    return replace(x, error=x.error + spread + error)
 
 
 def _is_computed(value: object, lowering: Lowering) -> TypeGuard[Reference]:
@@ -226,25 +251,21 @@ def _moved(lowering: Lowering, call: Call, move: Move) -> Value:
 
 
 def _concatenate(lowering: Lowering, call: Call) -> Value:
-    """Float tensors known through codes of different meaning are joined through codes that number all their values."""
-    parts = [lowering.values.get(item.name) for item in call.arguments.get("tensors") or [] if isinstance(item, Reference)]
-    reals = [part for part in parts if isinstance(part, Real) and part.values is not None]
-    if not reals or len(reals) != len(call.arguments["tensors"]):
+    """Tensors known through codes that mean the same are joined as codes, others as linear functions of theirs."""
+    tensors = call.arguments.get("tensors") or []
+    parts = [lowering.values[item.name] for item in tensors if _is_computed(item, lowering)]
+    if not parts or len(parts) != len(tensors) or any(isinstance(part, Raw) for part in parts):
         raise call.unsupported("tensors", "quantized operands are needed")
-    axis = call.arguments.get("dim", 0) % (len(reals[0].codes.shape) + 1)
+    axis = call.arguments.get("dim", 0) % (len(lowering.result_shape(call)) + 1)
     if axis == 0:
         raise call.unsupported("dim", "it joins along the batch axis")
-    tables = [part.values for part in reals if part.values is not None]
-    low = reals[0].codes.low
-    if all(part.codes.low == low and np.array_equal(table, tables[0]) for part, table in zip(reals, tables, strict=True)):
-        return Real(lowering.builder.concatenate(call.name, [part.codes for part in reals], axis - 1), tables[0])
-    union = np.unique(np.concatenate(tables))
-    joined: list[Codes] = []
-    for position, (part, table) in enumerate(zip(reals, tables, strict=True)):
-        index = np.searchsorted(union, table)[None, :]
-        codes = lowering.builder.unary(f"{call.name}/{position}", part.codes, index, 0, len(union) - 1, None)
-        joined.append(replace(codes, low=0, high=len(union) - 1))
-    return Real(lowering.builder.concatenate(call.name, joined, axis - 1), union)
+    reals = [part for part in parts if isinstance(part, Real)]
+    if len(reals) == len(parts):
+        low, values = reals[0].codes.low, reals[0].values
+        if all(part.codes.low == low and np.array_equal(part.values, values) for part in reals):  # type: ignore[arg-type]
+            return Real(lowering.builder.concatenate(call.name, [part.codes for part in reals], axis - 1), values)
+    found = [linear_island(lowering, call, part, str(position))[0] for position, part in enumerate(parts)]
+    return islands.joined(lowering.builder, call.name, found, axis - 1)
 
 
 Rule = Callable[[Lowering, Call], Value]

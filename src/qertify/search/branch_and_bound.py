@@ -24,7 +24,7 @@ from qertify.bounds.tighten import propagate, retighten
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
 from qertify.search.domains import Subproblem, objectives, root_domains
-from qertify.search.tree import SearchTree
+from qertify.search.tree import SearchOutcome, SearchTree
 from qertify.specification.cases import Case
 from qertify.specification.splitting import Bisector
 
@@ -67,29 +67,6 @@ Replay = Callable[[Tensor, Tensor], IntegerArray | None]
 """Candidates (batch, n) in the program's inputs and their objectives (batch, N) → a replayed counterexample or None."""
 Leaf = Callable[[Case, Tensor, Tensor], LeafAnswer]
 """Case and bounds (N,) of a domain whose values are all fixed → what it holds."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SearchOutcome:
-    """How a search ended.
-
-    Attributes:
-        proved: every domain is closed.
-        counterexample: flattened input codes, replayed; or None.
-        nodes: domains bounded.
-        leaf_solvers: who closed leaves.
-        margin: least proved margin among the open domains (None when none is open or bounded).
-        nearest: the case of that domain.
-        tree: the search tree, if it was kept.
-    """
-
-    proved: bool
-    counterexample: IntegerArray | None
-    nodes: int
-    leaf_solvers: frozenset[str]
-    margin: float | None
-    nearest: Case | None
-    tree: SearchTree | None
 
 
 @dataclass(slots=True)
@@ -161,6 +138,7 @@ class BranchAndBound:
         self._deadline: float | None = None
         self._stopped: Callable[[], bool] = lambda: False
         self._nodes = 0
+        self._handed_over = False
         self._leaf_solvers: set[str] = set()
         row_bytes = 16 * len(program.units) + 512
         self._dive_above = max(self._batch, min(DIVE_ABOVE, (MEMORY if memory is None else memory) // row_bytes // 2))
@@ -198,8 +176,23 @@ class BranchAndBound:
         """Search these domains, too."""
         self._waiting += [_Waiting(item.case, item.low, item.high, item.depth, -1) for item in subproblems]
 
+    def least_margins(self) -> dict[Case, float] | None:
+        """The least proved margin of the open domains, case by case; −∞ where one is not bounded yet.
+
+        None once domains were handed over, since nothing is known of those here.
+        """
+        if self._handed_over:
+            return None
+        result: dict[Case, float] = {}
+        open_ = [(item.case, item.margin) for item in [*(item for _, _, item in self._queue), *self._stuck]]
+        waiting = [(item.case, -np.inf if item.parent is None else item.parent.margin) for item in self._waiting]
+        for case, margin in open_ + waiting:
+            result[case] = min(margin, result.get(case, np.inf))
+        return result
+
     def hand_over(self) -> list[Subproblem]:
         """Take all open domains out of the search, split where it was about to split them."""
+        self._handed_over = True
         items = [item for _, _, item in sorted(self._queue, key=lambda entry: entry[:2])]
         found = [Subproblem(item.case, item.low, item.high, -torch.inf, item.depth) for item in self._waiting]
         found += [Subproblem(item.case, item.low, item.high, item.margin, item.depth, True) for item in self._stuck]

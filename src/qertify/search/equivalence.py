@@ -38,8 +38,8 @@ ENUMERATION_LIMIT = 1 << 17
 ENUMERATION_CHUNK = 1 << 12
 POLISH_STEPS, POLISH_REACH = 8, 0.1
 ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
-LAST_SHARE = Fraction(7, 8)
-"""Searches for the least delta aim at parts, up to this one, of the way from what is attained to what is proved."""
+FIRST_EXCESS = Fraction(1, 50)
+"""Relative distance to what is attained that the first search for the least delta aims at."""
 CLOSE = Fraction(1, 10**6)
 """Relative distance of attained and proved differences that ends the search for the least delta."""
 
@@ -82,6 +82,7 @@ class _Search:
         self._processes, self._leaf_solvers = processes, frozenset[str]()
         self._show, self._deadline = say, deadline
         self._finding = Finding()
+        self._margins: dict[Case, float] | None = None
         self._generator = torch.Generator().manual_seed(options.seed)
         self._exact = not isinstance(query.original, Network) or query.original.exactness == "exact"
         self._exact = self._exact and query.quantized.exactness == "exact"
@@ -106,7 +107,8 @@ class _Search:
 
     def run(self) -> Finding:
         finding = self._finding
-        self._sample()
+        if self._options.method is not Method.ILP:
+            self._sample()
         if self._refuted():
             finding.method = "sampling"
         elif not self._enumerate():
@@ -285,32 +287,34 @@ class _Search:
     def _squeeze(self, joint: Joint, bounds: dict[tuple[int, int], Fraction | None]) -> None:
         """Bring the proved difference down towards the attained one, by searches for differences in between."""
         finding, judge = self._finding, self._judge
-        share, patience = Fraction(1, 2), 2.0
+        excess = FIRST_EXCESS
         while finding.bound is not None and not self._late():
-            attained = judge.attained + self._margin
-            if finding.bound <= attained * (1 + CLOSE):
+            aim = (judge.attained + self._margin) * (1 + excess)
+            if finding.bound <= aim and excess <= CLOSE:
                 return
-            aim = attained + (finding.bound - attained) * share
-            limits = {
-                key: self._differences.limit(key[0], aim - self._margin, joint.output_bits)
-                for key, bound in bounds.items()
-                if bound is None or bound > aim - self._margin
-            }
-            until = time.monotonic() + patience
+            keys = [key for key, bound in bounds.items() if bound is None or bound + self._margin > aim]
+            limits = {key: self._differences.limit(key[0], aim - self._margin, joint.output_bits) for key in keys}
+            cases = self._differences.cases(limits)
             seen = judge.attained
-            deadline = until if self._deadline is None else min(until, self._deadline)
-            if self._search(joint, self._differences.cases(limits), deadline, aim - self._margin):
-                bounds = {key: aim - self._margin if key in limits else bound for key, bound in bounds.items()}
-                finding.bound, finding.evidence, finding.method = aim, Evidence.EXACT_SEARCH, "bab"
-                self._say(f"search: at most {text_of(finding.bound)}, {finding.nodes} domains")
-            elif judge.attained > seen:
-                self._say(f"search: at least {float(judge.attained):.6g}, {finding.nodes} domains")
-            elif share < LAST_SHARE:
-                share = (1 + share) / 2
-            elif time.monotonic() < until:  # not for lack of time: what is left differs by rounding to fixed point
+            proved = not keys or self._search(joint, cases, self._deadline, (aim - self._margin) * (1 + FIRST_EXCESS))
+            if proved:
+                bounds |= dict.fromkeys(keys, aim - self._margin)
+            elif (margins := self._margins) is not None:
+                for key, case in zip(keys, cases, strict=True):
+                    known = self._differences.difference(key[0], margins.get(case, 0.0) + case.limit, joint.output_bits)
+                    if np.isfinite(margins.get(case, 0.0)):
+                        old = bounds[key]
+                        known = max(known, aim - self._margin)
+                        bounds[key] = known if old is None else min(old, known)
+            known = [bound for bound in bounds.values() if bound is not None]
+            if len(known) == len(bounds):
+                finding.bound = min(finding.bound, max(known) + self._margin)
+                finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
+            self._say(f"search: {float(judge.attained):.6g} … {text_of(finding.bound)}, {finding.nodes} domains")
+            if proved:
+                excess /= 10
+            elif judge.attained <= seen * (1 + FIRST_EXCESS):  # what is left differs by rounding to fixed point, or is late
                 return
-            else:
-                patience *= 4
 
     def _decide_class(self, joint: Joint) -> None:
         finding, program = self._finding, joint.program
@@ -367,5 +371,6 @@ class _Search:
 
         outcome = tree.run(deadline, report=report)
         self._finding.nodes += outcome.nodes
+        self._margins = tree.least_margins()
         self._leaf_solvers |= outcome.leaf_solvers
         return outcome.proved

@@ -32,3 +32,26 @@ class SearchTree:
         self.split.append(split)
         self.closed_by.append("open")
         return len(self.parent) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SearchOutcome:
+    """How a search ended.
+
+    Attributes:
+        proved: every domain is closed.
+        counterexample: flattened input codes, replayed; or None.
+        nodes: domains bounded.
+        leaf_solvers: who closed leaves.
+        margin: least proved margin among the open domains (None when none is open or bounded).
+        nearest: the case of that domain.
+        tree: the search tree, if it was kept.
+    """
+
+    proved: bool
+    counterexample: IntegerArray | None
+    nodes: int
+    leaf_solvers: frozenset[str]
+    margin: float | None
+    nearest: Case | None
+    tree: SearchTree | None

@@ -46,6 +46,10 @@ def vnnlib_command(
     property_: Annotated[
         Path, typer.Argument(metavar="PROPERTY.vnnlib", help="VNN-LIB 1.0 or 2.0, also as .gz.", show_default=False)
     ],
+    second: Annotated[
+        Path | None,
+        typer.Option("--second", metavar="MODEL2", help="The second network of a property of two.", show_default=False),
+    ] = None,
     result_file: Annotated[
         Path | None, typer.Option(metavar="F", help="Write the answer there as VNN-COMP wants it.", show_default=False)
     ] = None,
@@ -81,15 +85,23 @@ def vnnlib_command(
         _write(result_file, "unknown\n")  # what stands should the command be stopped before it has understood the question
     channel.limit(options.timeout, options.memory)
 
+    from qertify.cli.pairing import Files, confirm
+    from qertify.cli.pairing import _original as read_original  # pyright: ignore[reportPrivateUsage]
     from qertify.importers.registry import load_model
     from qertify.queries.vnnlib import Answer, SpecificationResult, decide_specification
+    from qertify.queries.vnnlib_pair import decide_pair_specification
     from qertify.result import Reason
     from qertify.specification.vnnlib import read_vnnlib
 
     specification = read_vnnlib(property_)
-    network = load_model(
-        model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
-    )
+    if (specification.networks == 2) != (second is not None):
+        which = f"speaks of {specification.networks} network(s)"
+        raise InvalidInputError(
+            f"{property_}: {which}; --second names the second of two, {'none' if second is None else 'one'} is given"
+        )
+    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
+    network = load_model(model if second is None else second, flags)
+    original = None if second is None else read_original(Files(model, second, flags, None, None))
     parts = len(specification.parts)
     stopped = SpecificationResult(
         network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, method.value, Reason.TIMEOUT
@@ -97,7 +109,11 @@ def vnnlib_command(
     channel.draft({**stopped.to_json(), "property": str(property_)}, as_json)
     if result_file is not None and timeout is not None:
         _write(result_file, stopped.competition_text())
-    say(f"property: {specification.inputs} inputs, {specification.outputs} outputs, {parts} input box(es)")
+    outputs = specification.outputs // specification.networks
+    say(
+        f"property: {specification.inputs} inputs, {outputs} outputs, {parts} input box(es)"
+        + (", two networks" if second is not None else "")
+    )
     options = within(options, channel.limit(options.timeout, options.memory))
     with nullcontext(say) if verbose else status_line("deciding …") as show:
 
@@ -105,7 +121,13 @@ def vnnlib_command(
             channel.progress(line)
             show(line)
 
-        result = decide_specification(network, specification, options, progress, None if model.suffix == ".qnet" else model)
+        if second is not None and original is not None:
+            files = (model, second)
+            result = decide_pair_specification(
+                original, network, specification, options, progress, lambda found, query: confirm(found, query, *files)
+            )
+        else:
+            result = decide_specification(network, specification, options, progress, None if model.suffix == ".qnet" else model)
     if result_file is not None:
         _write(result_file, result.competition_text())
     answer = {**result.to_json(), "property": str(property_)}

@@ -138,10 +138,12 @@ def decide_specification(
     """
     options, say = options or Options(), progress or (lambda _: None)
     start = time.monotonic()
-    _check(network, specification)
-    meant = _with_meaning(network)
+    if specification.networks != 1:
+        raise InvalidInputError("the property speaks of 2 networks, but one model is given")
+    check_size(network, specification)
+    meant = with_meaning(network)
     cpu_class = host_cpu_class() if options.cpu_class is None else CpuClass(options.cpu_class)
-    boxes = [_box(network, part) for part in specification.parts]
+    boxes = [codes_box(network, part) for part in specification.parts]
     decisions: list[Decision] = []
     found: Assignment | None = None
     for number, (part, box) in enumerate(zip(specification.parts, boxes, strict=True)):
@@ -179,13 +181,23 @@ def _combine(decisions: list[Decision], options: Options) -> tuple[Answer, Reaso
     open_ = [decision.reason or Reason.UNSUPPORTED for decision in decisions if decision.evidence is None]
     if open_:
         return Answer.UNKNOWN, open_[0], None
-    weakest = min((decision.evidence for decision in decisions if decision.evidence is not None), key=_STRENGTH.index)
-    if weakest is Evidence.SOLVER_CLAIM and not options.accept_solver_claims:
-        return Answer.UNKNOWN, Reason.SOLVER_CLAIM, weakest
-    return Answer.UNSAT, None, weakest
+    evidence = weakest([decision.evidence for decision in decisions if decision.evidence is not None])
+    if evidence is Evidence.SOLVER_CLAIM and not options.accept_solver_claims:
+        return Answer.UNKNOWN, Reason.SOLVER_CLAIM, evidence
+    return Answer.UNSAT, None, evidence
 
 
-def _check(network: Network, specification: Specification) -> None:
+def weakest(evidence: list[Evidence]) -> Evidence:
+    """What a proof in parts rests on."""
+    return min(evidence, key=_STRENGTH.index)
+
+
+def check_size(network: Network, specification: Specification) -> None:
+    """Whether a network returns scores, as many as a property of one network says, from as many inputs.
+
+    Raises:
+        InvalidInputError, UnsupportedModelError: it does not.
+    """
     kind = network.metadata.get("output", "dequantized")
     if kind not in ("dequantized", "codes"):
         reason = f"constraints on outputs need a model that returns its scores, this one returns their {kind}; cut that off"
@@ -199,14 +211,14 @@ def _check(network: Network, specification: Specification) -> None:
             raise InvalidInputError(f"the property declares {declared} {what}(s), but the model has {there}")
 
 
-def _with_meaning(network: Network) -> Network:
+def with_meaning(network: Network) -> Network:
     """The network with output codes that mean what the model returns."""
     if network.metadata.get("output") != "codes":
         return network
     return replace(network, output_quantization=QuantizationParameters.of(1.0))
 
 
-def _ends(part: Part) -> tuple[np.ndarray, np.ndarray]:
+def ends(part: Part) -> tuple[np.ndarray, np.ndarray]:
     """The box of a part as closed intervals with the same float32 numbers: arrays of fractions, (inputs,)."""
     low, high = np.empty(len(part.low), dtype=object), np.empty(len(part.high), dtype=object)
     low[:] = [_closed(bound, 1) for bound in part.low]
@@ -220,14 +232,14 @@ def _closed(bound: Bound, inwards: int) -> Fraction:
     return bound.value + inwards * FLOAT32_STEP / 2 if bound.strict and on_grid else bound.value
 
 
-def _box(network: Network, part: Part) -> IntegerBox:
+def codes_box(network: Network, part: Part) -> IntegerBox:
     """The exact set of input codes of a part.
 
     Raises:
         InvalidInputError: no input of the model's type lies in it.
     """
     if network.runtime_profile in RUNTIMES:
-        low, high = (end.reshape(network.input_shape) for end in _ends(part))
+        low, high = (end.reshape(network.input_shape) for end in ends(part))
         return runtime_of(network).integer_image(low, high)
     return IntegerBox(_codes(network, part.low, 1), _codes(network, part.high, -1))
 
@@ -313,12 +325,12 @@ def _replay(
         scale, zero_point = Fraction(float(network.input_quantization.scale[0])), int(network.input_quantization.zero_point[0])
         input_ = [scale * (level - zero_point) for level in levels]
         _require_inside(part, input_)
-        return Assignment(levels, _texts(input_), output_codes, _texts(exact))
+        return Assignment(levels, texts(input_), output_codes, texts(exact))
     runtime = runtime_of(network)
-    real = runtime.real_input(codes, *(end.reshape(network.input_shape) for end in _ends(part)))
+    real = runtime.real_input(codes, *(end.reshape(network.input_shape) for end in ends(part)))
     input_ = [Fraction(value) for value in real.reshape(-1).tolist()]
     _require_inside(part, input_)
-    assignment = Assignment(levels, _texts(input_), output_codes, _texts(exact))
+    assignment = Assignment(levels, texts(input_), output_codes, texts(exact))
     if model is None:
         return assignment
     replay = runtime.replay(model, real[None])
@@ -327,7 +339,7 @@ def _replay(
     returned = [Fraction(value) for value in replay.outputs[0].tolist()]
     return replace(
         assignment,
-        output=_texts(returned),
+        output=texts(returned),
         replayed_on=replay.runtime,
         holds_in_runtime=holds(part.violation, returned),
     )
@@ -341,7 +353,8 @@ def _require_inside(part: Part, values: list[Fraction]) -> None:
             raise ReplayError("a counterexample leaves the input region; please report this defect")
 
 
-def _texts(values: list[Fraction]) -> tuple[str, ...]:
+def texts(values: list[Fraction]) -> tuple[str, ...]:
+    """All digits of binary fractions."""
     return tuple(exact_decimal(value) for value in values)
 
 

@@ -163,13 +163,15 @@ class Specification:
     """When a property is violated: some input of some part has outputs in the part's violation.
 
     Attributes:
-        inputs, outputs: how many it declares.
+        inputs, outputs: how many it declares; outputs of several networks follow each other.
         parts: at least one.
+        networks: that read the same inputs.
     """
 
     inputs: int
     outputs: int
     parts: tuple[Part, ...]
+    networks: int = 1
 
 
 def specification(inputs: int, outputs: int, assertions: Sequence[Formula]) -> Specification:
@@ -208,6 +210,52 @@ def specification(inputs: int, outputs: int, assertions: Sequence[Formula]) -> S
     return Specification(
         inputs, outputs, tuple(Part(*box, tuple(dict.fromkeys(violation))) for box, violation in parts.items())
     )
+
+
+def with_equal_inputs(inputs: int, assertions: Sequence[Formula]) -> list[Formula]:
+    """The assertions about two networks, X_inputs + i of the second one replaced by X_i, which it must be asserted to equal.
+
+    Raises:
+        InvalidInputError: inputs that are not said to be equal, one by one and unconditionally.
+    """
+    said: set[tuple[int, int]] = set()
+    rest: list[Formula] = []
+    for formula in _conjuncts(assertions):
+        match formula:
+            case Atom(Linear(coefficients, Fraction(numerator=0)), False) if (
+                len(coefficients) == 2 and sum(coefficients.values()) == 0
+            ):
+                low, high = sorted(coefficients)
+                if low[0] == high[0] == "X" and high[1] == low[1] + inputs:
+                    said.add((low[1], 1 if coefficients[low] > 0 else -1))
+                    continue
+            case _:
+                pass
+        rest.append(formula)
+    for index in range(inputs):
+        if not {(index, 1), (index, -1)} <= said:
+            raise InvalidInputError(
+                f"does not say that both networks read the same input {index}; two networks are only compared on equal inputs"
+            )
+    return [_merged(formula, inputs) for formula in rest]
+
+
+def _conjuncts(formulas: Iterable[Formula]) -> Iterable[Formula]:
+    """What is asserted, conjunctions taken apart."""
+    for formula in formulas:
+        if isinstance(formula, Connective) and not formula.any:
+            yield from _conjuncts(formula.members)
+        else:
+            yield formula
+
+
+def _merged(formula: Formula, inputs: int) -> Formula:
+    if isinstance(formula, Connective):
+        return Connective(formula.any, tuple(_merged(member, inputs) for member in formula.members))
+    result = number(formula.left.constant)
+    for (kind, index), factor in formula.left.coefficients.items():
+        result = result.plus(Linear({(kind, index % inputs if kind == "X" else index): factor}, Fraction(0)))
+    return Atom(result, formula.strict)
 
 
 def _constraint(atom: Atom) -> Constraint:

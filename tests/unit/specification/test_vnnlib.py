@@ -165,5 +165,5 @@ def test_version_2(tmp_path: Path) -> None:
     first = Constraint(((0, Fraction(1)), (1, Fraction(-2))), Fraction("-1.5"))
     assert part.violation == ((first,), (one(1, 1, 3, True),), (one(1, -1, -3, True),))
     other = network.replace("N", "M").replace(" X ", " A ").replace(" Y ", " B ")
-    with pytest.raises(InvalidInputError, match="2 networks"):
+    with pytest.raises(InvalidInputError, match="same input 0"):
         read(tmp_path, text.replace(network, network + other))

@@ -58,7 +58,8 @@ class PairedInput:
         if self.low is None or self.high is None:
             return self.stand_for(codes), codes
         errors = np.zeros((len(candidates), flat_low.size))
-        errors[:, joint.error_index] = candidates[:, varies.size :] * 2.0**-joint.input_bits
+        count = joint.error_index.size  # what an enclosure leaves open follows them
+        errors[:, joint.error_index] = candidates[:, varies.size : varies.size + count] * 2.0**-joint.input_bits
         exact = self.relation.factor * codes + self.relation.shift + errors.reshape(codes.shape)
         x = np.clip(exact.astype(np.float32), self.low, self.high)
         for _ in range(2):  # an error at the very end of its range may have left its code

@@ -55,13 +55,15 @@ class Desk:
         self.model = str(greeting["model"])
         self.network = load_model(self.model, ImportOptions(**imports))
         self.options = Options(**greeting["options"] | {"method": Method(greeting["options"]["method"])})
+        self._answers: dict[str, Answer] = {}
+        for kind, place in KINDS.items():  # seconds of importing on a busy machine, which no piece's limit must pay for
+            module, _, name = place.partition(":")
+            self._answers[kind] = getattr(import_module(module), name)
 
     def answer(self, piece: Message, stopped: Callable[[], bool]) -> Message:
         """The reply to one piece; {"memory": true} if it ran out, {"error": one line} if it can't be asked."""
-        module, _, name = KINDS[piece.get("kind", "question")].partition(":")
-        answer: Answer = getattr(import_module(module), name)
         try:
-            return answer(self, piece, stopped)
+            return self._answers[piece.get("kind", "question")](self, piece, stopped)
         except MemoryError:
             return {"memory": True}
         except QertifyError as error:

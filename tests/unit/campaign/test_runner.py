@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from fractions import Fraction
@@ -16,6 +18,7 @@ import pytest
 from qertify.campaign.store import create_store, open_store, resume_store
 from qertify.errors import StoreError, WorkerError
 from qertify.options import Options
+from qertify.parallel.worker import greeting
 from qertify.queries.robustness import verify
 from qertify.result import Reason, Verdict
 from tests.campaigns import RADII, SmallCampaign, verdicts
@@ -211,3 +214,14 @@ exec(open(sys.argv[0]).read().replace('sys.stdin.readline()', '', 1))
     assert len(records) == 4 * len(RADII)
     for record in records:
         assert record.result.verdict is verify(small.pose(record.position, Fraction(record.radius)).query).verdict
+
+
+def test_a_ready_worker_has_imported_its_engines(small: SmallCampaign) -> None:
+    """Else the first question's limit pays for that, and a worker that is killed for it begins again from nothing."""
+    code = (
+        "import sys, json\nfrom qertify.parallel.worker import Desk\nDesk(json.loads(sys.argv[1]))\n"
+        "print(all(name in sys.modules for name in ('torch', 'qertify.queries.pieces', 'qertify.search.stages')))"
+    )
+    first = json.dumps(greeting(small.model, small.imports, Options()))
+    found = subprocess.run([sys.executable, "-c", code, first], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "True"

@@ -10,7 +10,8 @@
 `tasks`: the difference of the predicted class's outputs stays within 1, 2, 4, 6 or 8 at radius 3 (Zhang, Song, Sun,
 "QEBVerif", CAV 2023): how many are decided within the budget; every refutation is replayed on both networks. `tight`: the
 same at thresholds a factor above what a strong attack reaches. `width`: the proved difference over the attained one, after
-ten seconds. `acasxu`: every input step of a box enumerated, five published points. `cnn`: 5,408 activations, bounded.
+ten seconds. `acasxu`: every input step of a box enumerated, five published points. `cnn`: 676 activations a channel in each
+of the two networks, 5,408 in both by default, bounded.
 `ratio`: the integer program of both networks alone (`--method ilp`) and the full engine on the same tight questions, one
 after the other.
 
@@ -182,7 +183,7 @@ def acasxu(arguments: argparse.Namespace) -> None:
 
 def cnn(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        float_path, quantized_path = small_cnn(Path(scratch), arguments.training)
+        float_path, quantized_path = small_cnn(Path(scratch), arguments.channels, arguments.training)
         pixels, _ = images("mnist")
         ratios: list[float] = []
         for sample in SAMPLES[: arguments.samples]:
@@ -201,11 +202,14 @@ def cnn(arguments: argparse.Namespace) -> None:
                 found = result.max_delta
                 ratios.append(found[1] / found[0] if found is not None and found[1] is not None else np.inf)
                 say(arguments, f"cnn, sample {sample}, radius {radius}: {describe(result)}, {ratios[-1]:.3f}")
-        print(f"cnn of 5,408 activations: proved / attained, median {statistics.median(ratios):.3f}", flush=True)
+        size = 2 * 676 * arguments.channels
+        print(
+            f"cnn, {size} activations in both networks: proved / attained, median {statistics.median(ratios):.3f}", flush=True
+        )
 
 
-def small_cnn(folder: Path, seconds: float) -> tuple[Path, Path]:
-    """A float CNN for MNIST, 8 × 26 × 26 activations, trained here, and its int8 version by onnxruntime."""
+def small_cnn(folder: Path, channels: int, seconds: float) -> tuple[Path, Path]:
+    """A float CNN for MNIST, channels × 26 × 26 activations, trained here, and its int8 version by onnxruntime."""
     import onnx
     import torch
     from onnx import TensorProto, helper, numpy_helper
@@ -214,7 +218,7 @@ def small_cnn(folder: Path, seconds: float) -> tuple[Path, Path]:
     from torch import nn
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5408, 10))
+    model = nn.Sequential(nn.Conv2d(1, channels, 3), nn.ReLU(), nn.Flatten(), nn.Linear(channels * 676, 10))
     pixels, labels = images("mnist", "train")
     x, y = torch.from_numpy(pixels / 255).float().reshape(-1, 1, 28, 28), torch.from_numpy(labels)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
@@ -307,6 +311,7 @@ def main() -> None:
     parser.add_argument("--factor", default="1.1", help="thresholds over what the attack reaches")
     parser.add_argument("--method", default="auto", choices=[method.value for method in Method], help="of cnn")
     parser.add_argument("--solver", default="highs", help="of ratio")
+    parser.add_argument("--channels", type=int, default=4, help="of cnn")
     parser.add_argument("--training", type=float, default=15.0, help="seconds of training, of cnn")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()

@@ -21,7 +21,7 @@ from qertify.bounds.difference_range import LINK_PARTS, linked_difference, value
 from qertify.bounds.dual import Domains, prove
 from qertify.bounds.fixed_point import RealForm, compact
 from qertify.bounds.input_relation import InputRelation, input_form
-from qertify.bounds.interior_point import InteriorPoint
+from qertify.bounds.interior_point import first_multipliers
 from qertify.bounds.program import Program
 from qertify.bounds.sides import Bounds, Pair, QuantizedSide, RealSide
 from qertify.network.network import Network
@@ -190,7 +190,9 @@ def _tighten(
         low, high = (bound.copy() for bound in bounds[index])
         for start in range(0, elements.size, BATCH):
             part = elements[start : start + BATCH]
-            low[part], high[part] = _tightened(builder, form, low[part], high[part], part, late)
+            if late():
+                return
+            low[part], high[part] = _tightened(builder, form, low[part], high[part], part)
         bounds[index] = low, high
 
 
@@ -200,7 +202,6 @@ def _tightened(
     low: FloatArray,
     high: FloatArray,
     part: IntegerArray,
-    late: Callable[[], bool],
 ) -> Bounds:
     """Dual bounds of some elements of a form, which lie in low … high."""
     fork = builder.fork()
@@ -213,6 +214,5 @@ def _tightened(
     )
     limit = torch.from_numpy(np.stack([high, -low], axis=1).reshape(-1))
     domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
-    found = InteriorPoint(program, late).relax(domains, 0)  # optimised multipliers gain a few per cent for most of the time
-    bound = (prove(program, domains, found.multipliers).margin + limit).numpy().reshape(-1, 2)
+    bound = (prove(program, domains, first_multipliers(program, domains)).margin + limit).numpy().reshape(-1, 2)
     return np.maximum(low, bound[:, 0]), np.minimum(high, -bound[:, 1])

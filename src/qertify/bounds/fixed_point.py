@@ -68,6 +68,11 @@ class RealForm:
         low, high = form_range(builder, self.form)
         return low - self.slack, high + self.slack
 
+    def gross(self, builder: Builder) -> FloatArray:
+        """A bound on Σ|coefficient|·|variable| and the slack, of the value's shape, up to rounding."""
+        low, high = builder.variable_range()
+        return np.tensordot(np.maximum(np.abs(low), np.abs(high)), np.abs(self.form), axes=1) + self.slack
+
 
 def form_range(builder: Builder, form: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Least and greatest value of forms of shape (rows, *shape), exact integers.
@@ -97,17 +102,34 @@ def _ceil(bound: FloatArray) -> FloatArray:
     return np.where(bound > 0, np.ceil(bound * (1 + ROUNDING) + ROUNDING), 0)
 
 
-def compact(builder: Builder, value: RealForm, wanted: int = COMPACT_BITS) -> RealForm:
-    """The value with fewer fractional bits where it has so many that products might not fit."""
-    low, high = value.range(builder)
-    surplus = frexp(float(np.maximum(np.abs(low), np.abs(high)).max(initial=0.0)))[1] - wanted
-    if surplus <= 0:
-        return value
+def _magnitude(builder: Builder, value: RealForm) -> int:
+    """Bits of the largest sum in a form."""
+    return frexp(float(value.gross(builder).max(initial=0.0)))[1]
+
+
+def _with_bits(builder: Builder, value: RealForm, bits: int) -> RealForm:
+    """The value with another number of fractional bits; fewer ones are rounded to, at the cost of slack."""
+    if bits >= value.bits:
+        return value.raised(bits)
+    scale = 2.0 ** (bits - value.bits)
     least, greatest = builder.variable_range()
-    scaled = value.form * 2.0**-surplus
+    scaled = value.form * scale
     rounded = np.round(scaled)
     lost = np.tensordot(np.maximum(np.abs(least), np.abs(greatest)), np.abs(scaled - rounded), axes=1)
-    return RealForm(rounded, _ceil(value.slack * 2.0**-surplus + lost), value.bits - surplus)
+    return RealForm(rounded, _ceil(value.slack * scale + lost), bits)
+
+
+def compact(builder: Builder, value: RealForm, wanted: int = COMPACT_BITS) -> RealForm:
+    """The value with fewer fractional bits where it has so many that products might not fit."""
+    surplus = _magnitude(builder, value) - wanted
+    return value if surplus <= 0 else _with_bits(builder, value, value.bits - surplus)
+
+
+def _aligned(builder: Builder, values: list[RealForm]) -> list[RealForm]:
+    """The values with one common number of fractional bits, as many as one of them has if the sums still fit."""
+    room = min(value.bits + SUM_BITS - _magnitude(builder, value) for value in values)
+    bits = min(max(value.bits for value in values), room)
+    return [_with_bits(builder, value, bits) for value in values]
 
 
 Apply = Callable[[FloatArray, FloatArray], FloatArray]
@@ -120,7 +142,7 @@ def _linear(builder: Builder, value: RealForm, weight: FloatArray, bias: FloatAr
     low, high = value.range(builder)
     middle = np.round((low + high) / 2)
     half = np.maximum(high - middle, middle - low)
-    size = (apply(np.abs(weight), np.maximum(np.abs(low), np.abs(high))[None])[0] * 2.0**-value.bits + np.abs(bias)).max()
+    size = (apply(np.abs(weight), value.gross(builder)[None])[0] * 2.0**-value.bits + np.abs(bias)).max()
     bits = min(_fraction_bits(weight, WEIGHT_BITS), SUM_BITS - frexp(float(size))[1] - value.bits)
     scaled = weight * 2.0**bits
     rounded = np.round(scaled)
@@ -160,17 +182,15 @@ def _scale(builder: Builder, node: RealScale, value: RealForm) -> RealForm:
     return _linear(builder, value, node.factor, node.shift, lambda weight, y: weight * y)
 
 
-def _add(values: list[RealForm]) -> RealForm:
-    bits = max(value.bits for value in values)
-    raised = [value.raised(bits) for value in values]
-    return RealForm(np.sum([v.form for v in raised], axis=0), np.sum([v.slack for v in raised], axis=0), bits)
+def _add(builder: Builder, values: list[RealForm]) -> RealForm:
+    aligned = _aligned(builder, values)
+    return RealForm(np.sum([v.form for v in aligned], axis=0), np.sum([v.slack for v in aligned], axis=0), aligned[0].bits)
 
 
-def _rearrange(node: Rearrange, values: list[RealForm]) -> RealForm:
-    bits = max(value.bits for value in values)
-    raised = [value.raised(bits) for value in values]
-    slack = rearranged(node, [value.slack[None] for value in raised])[0]
-    return RealForm(rearranged(node, [value.form for value in raised]), slack, bits)
+def _rearrange(builder: Builder, node: Rearrange, values: list[RealForm]) -> RealForm:
+    aligned = _aligned(builder, values)
+    slack = rearranged(node, [value.slack[None] for value in aligned])[0]
+    return RealForm(rearranged(node, [value.form for value in aligned]), slack, aligned[0].bits)
 
 
 def _max(builder: Builder, node: Max, value: RealForm) -> RealForm:
@@ -214,7 +234,7 @@ def rectified(builder: Builder, name: str, value: RealForm, low: FloatArray, hig
     )
     result = np.zeros((builder.rows, flat_low.size))
     result[rows, alive] = 1.0
-    return RealForm(result.reshape(-1, *value.slack.shape), np.zeros(value.slack.shape), value.bits - shift)
+    return RealForm(result.reshape(builder.rows, *value.slack.shape), np.zeros(value.slack.shape), value.bits - shift)
 
 
 RULES: dict[type, Callable[[Builder, Any, list[RealForm]], RealForm]] = {
@@ -223,9 +243,9 @@ RULES: dict[type, Callable[[Builder, Any, list[RealForm]], RealForm]] = {
     RealAverage: lambda builder, node, values: _average(builder, node, values[0]),
     RealScale: lambda builder, node, values: _scale(builder, node, values[0]),
     Relu: lambda builder, node, values: rectified(builder, node.name, values[0], *values[0].range(builder)),
-    Add: lambda builder, node, values: _add(values),
+    Add: lambda builder, node, values: _add(builder, values),
     Max: lambda builder, node, values: _max(builder, node, values[0]),
-    Rearrange: lambda builder, node, values: _rearrange(node, values),
+    Rearrange: lambda builder, node, values: _rearrange(builder, node, values),
 }
 """The form of each node kind, RealInput excepted."""
 

@@ -86,11 +86,12 @@ def _chords(program: Program, domains: Domains) -> Tensor:
     return torch.minimum(slope, 1 / program.spacing) * program.has_value
 
 
-def _first_multipliers(program: Program, domains: Domains, z: Tensor, y: Tensor) -> Tensor:
+def first_multipliers(program: Program, domains: Domains) -> Tensor:
     """The better of the two, domain by domain."""
     chords = initial_multipliers(program, domains)
     if program.follows is None:
         return chords
+    z, y = corners(program, domains.low, domains.high)
     others = following_multipliers(program, domains, program.follows)
     better = value(program, domains, z, y, others) > value(program, domains, z, y, chords)
     return torch.where(better[:, None], others, chords)
@@ -198,7 +199,7 @@ class _Iterate:
         self.program, self.domains, self.inputs, self.value_gram = program, domains, inputs, values
         self.z, self.y = corners(program, domains.low, domains.high)
         batch, units, corner_count = self.z.shape
-        self.multipliers = _first_multipliers(program, domains, self.z, self.y)
+        self.multipliers = first_multipliers(program, domains)
         self.linked = bool(program.unit_matrix.any())
         self.x = ((inputs.low + inputs.high) / 2).expand(batch, -1).clone()
         self.w = torch.full((batch, units, corner_count), 1 / corner_count, dtype=torch.float64, device=self.z.device)

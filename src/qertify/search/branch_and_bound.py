@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -24,7 +24,7 @@ from qertify.bounds.tighten import propagate, retighten
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
 from qertify.search.domains import Subproblem, objectives, root_domains
-from qertify.search.tree import SearchOutcome, SearchTree
+from qertify.search.tree import SearchOutcome, SearchTree, least_margins
 from qertify.specification.cases import Case
 from qertify.specification.splitting import Bisector
 
@@ -88,7 +88,7 @@ class _Open:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A domain that waits to be bounded; ``parent`` and ``side`` say which split made it."""
+    """A domain that waits to be bounded; ``parent`` and ``side`` say which split made it, ``margin`` what is proved of it."""
 
     case: Case
     low: Tensor
@@ -97,6 +97,7 @@ class _Waiting:
     node: int
     parent: _Open | None = None
     side: int = 0
+    margin: float = -np.inf
 
 
 class BranchAndBound:
@@ -138,7 +139,7 @@ class BranchAndBound:
         self._deadline: float | None = None
         self._stopped: Callable[[], bool] = lambda: False
         self._nodes = 0
-        self._handed_over = False
+        self._incomplete = False
         self._leaf_solvers: set[str] = set()
         row_bytes = 16 * len(program.units) + 512
         self._dive_above = max(self._batch, min(DIVE_ABOVE, (MEMORY if memory is None else memory) // row_bytes // 2))
@@ -174,27 +175,13 @@ class BranchAndBound:
 
     def add(self, subproblems: Iterable[Subproblem]) -> None:
         """Search these domains, too."""
-        self._waiting += [_Waiting(item.case, item.low, item.high, item.depth, -1) for item in subproblems]
-
-    def least_margins(self) -> dict[Case, float] | None:
-        """The least proved margin of the open domains, case by case; −∞ where one is not bounded yet.
-
-        None once domains were handed over, since nothing is known of those here.
-        """
-        if self._handed_over:
-            return None
-        result: dict[Case, float] = {}
-        open_ = [(item.case, item.margin) for item in [*(item for _, _, item in self._queue), *self._stuck]]
-        waiting = [(item.case, -np.inf if item.parent is None else item.parent.margin) for item in self._waiting]
-        for case, margin in open_ + waiting:
-            result[case] = min(margin, result.get(case, np.inf))
-        return result
+        self._waiting += [_Waiting(item.case, item.low, item.high, item.depth, -1, margin=item.margin) for item in subproblems]
 
     def hand_over(self) -> list[Subproblem]:
         """Take all open domains out of the search, split where it was about to split them."""
-        self._handed_over = True
+        self._incomplete = True
         items = [item for _, _, item in sorted(self._queue, key=lambda entry: entry[:2])]
-        found = [Subproblem(item.case, item.low, item.high, -torch.inf, item.depth) for item in self._waiting]
+        found = [Subproblem(item.case, item.low, item.high, item.margin, item.depth) for item in self._waiting]
         found += [Subproblem(item.case, item.low, item.high, item.margin, item.depth, True) for item in self._stuck]
         self._waiting, self._queue, self._stuck = [], [], []
         for item in items:
@@ -233,6 +220,7 @@ class BranchAndBound:
         return self._outcome(None)
 
     def _outcome(self, counterexample: IntegerArray | None) -> SearchOutcome:
+        self._incomplete = self._incomplete or counterexample is not None
         left = [item for _, _, item in self._queue] + self._stuck
         worst = min(left, key=lambda item: item.margin, default=None)
         return SearchOutcome(
@@ -243,6 +231,7 @@ class BranchAndBound:
             margin=None if worst is None else worst.margin,
             nearest=self._waiting[0].case if worst is None and self._waiting else None if worst is None else worst.case,
             tree=self._tree,
+            margins=least_margins((item.case, item.margin) for item in [*left, *self._waiting]),
         )
 
     def _bound(self, batch: list[_Waiting]) -> IntegerArray | None:
@@ -277,7 +266,9 @@ class BranchAndBound:
         hopeful = hopeful[proof.margin[hopeful].argsort()[: self._candidates]]
         objective = domains.objective[hopeful]
         found = self._replay(torch.cat([relaxation.inputs[hopeful], corner[hopeful]]), torch.cat([objective, objective]))
-        if found is not None:
+        if found is not None:  # all that is open stays so
+            for row in torch.nonzero(is_open)[:, 0].tolist():
+                self._waiting.append(replace(batch[int(kept[row])], margin=float(proof.margin[row])))
             return found
         branches = choose(self._program, domains, relaxation, self._gains)
         for row in torch.nonzero(is_open)[:, 0].tolist():
@@ -353,6 +344,7 @@ class BranchAndBound:
                 continue
             answer = self._leaf(item.case, item.low, item.high)
             if answer.closure is Closure.COUNTEREXAMPLE:
+                self._stuck.append(item)
                 return answer.counterexample
             if answer.closure is Closure.EMPTY:
                 self._leaf_solvers.add(answer.by)
@@ -373,7 +365,7 @@ class BranchAndBound:
         for side, low, high in ((-1, item.low, below), (1, above, item.high)):
             split = (item.unit, int(item.threshold), side)
             node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)
-            self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side))
+            self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side, item.margin))
 
     def _wait_case(self, item: _Open, case: Case) -> None:
         node = -1 if self._tree is None else self._tree.add(item.node, case, None)

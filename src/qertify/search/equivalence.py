@@ -5,52 +5,46 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qertify.attack.gradient import signed_gradient
 from qertify.bounds.difference import Joint, compile_difference
 from qertify.bounds.dual import prove
 from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.pairing import find_pairs
-from qertify.ilp.engine import EXACT_SOLVER
-from qertify.ilp.model import Status
+from qertify.errors import ReplayError
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.network.real_error import float64_error
 from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.options import Method, Options
+from qertify.parallel.executor import Executor
+from qertify.parallel.programs import can_travel
 from qertify.result import Evidence, Reason
-from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
+from qertify.search.branch_and_bound import BranchAndBound, root_domains
+from qertify.search.branching import Gains
 from qertify.search.comparison import EquivalenceQuery, Finding, Judge, text_of
 from qertify.search.difference_rows import ClassRows, DifferenceRows
-from qertify.search.equivalence_attack import attack_classes, attack_differences
-from qertify.search.equivalence_ilp import JointSolver
+from qertify.search.equivalence_attack import attack_classes, attack_differences, polish
+from qertify.search.equivalence_ilp import JointSolver, close_leaf, real_inputs
 from qertify.search.portfolio import one_thread
+from qertify.search.sharing import Shared, program_context, run_shared
 from qertify.specification.cases import Case
+from qertify.specification.splitting import OneLevel
 
 SAMPLES = 24
 ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
 ENUMERATION_CHUNK = 1 << 12
-POLISH_STEPS, POLISH_REACH = 8, 0.1
 ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
 FIRST_EXCESS = Fraction(1, 50)
 """Relative distance to what is attained that the first search for the least delta aims at."""
 CLOSE = Fraction(1, 10**6)
 """Relative distance of attained and proved differences that ends the search for the least delta."""
-
-
-class _NoLevels:
-    """Cases here are single; there is nothing to bisect."""
-
-    def bisect(self, case: Case) -> tuple[Case, ...]:
-        return (case,)
-
-    levels = bisect
 
 
 def search(
@@ -60,10 +54,16 @@ def search(
     options: Options,
     say: Callable[[str], None],
     deadline: float | None,
+    executor: Executor | None = None,
 ) -> Finding:
-    """Decide the query; ``margin`` bounds how far the original's outputs may be off from real arithmetic."""
+    """Decide the query.
+
+    Args:
+        margin: by how much the original's outputs may be off from real arithmetic.
+        executor: shares out the search, if there is one.
+    """
     with one_thread(), SolverProcesses(options.memory) as processes:
-        found = _Search(query, judge, margin, options, say, deadline, processes)
+        found = _Search(query, judge, margin, options, say, deadline, processes, executor)
         return found.run()
 
 
@@ -77,12 +77,13 @@ class _Search:
         say: Callable[[str], None],
         deadline: float | None,
         processes: SolverProcesses,
+        executor: Executor | None,
     ) -> None:
         self._query, self._judge, self._margin, self._options = query, judge, margin, options
-        self._processes, self._leaf_solvers = processes, frozenset[str]()
+        self._processes, self._leaf_solvers, self._executor = processes, frozenset[str](), executor
         self._show, self._deadline = say, deadline
         self._finding = Finding()
-        self._margins: dict[Case, float] | None = None
+        self._margins: dict[Case, float] = {}
         self._generator = torch.Generator().manual_seed(options.seed)
         self._exact = not isinstance(query.original, Network) or query.original.exactness == "exact"
         self._exact = self._exact and query.quantized.exactness == "exact"
@@ -116,6 +117,8 @@ class _Search:
         judge = self._judge
         if self._exact and judge.attained >= 0:
             finding.attained = judge.attained
+            if finding.bound is not None and finding.bound < judge.attained:
+                raise ReplayError("an input differs by more than was proved possible; please report this defect")
         if self._refuted():
             finding.refuted, finding.proved = True, False
             finding.found = judge.disagreement if self._query.top1 else judge.worst
@@ -230,7 +233,7 @@ class _Search:
         def consider(points: FloatArray) -> None:
             self._judge.judge(*self._query.inputs.points(joint, points))
 
-        return JointSolver(joint, self._options, self._processes, coupled, consider)
+        return JointSolver(joint.program, real_inputs(joint), self._options, self._processes, coupled, consider)
 
     def _solve(self, joint: Joint) -> None:
         """Integer programs, case by case."""
@@ -299,10 +302,10 @@ class _Search:
             proved = not keys or self._search(joint, cases, self._deadline, (aim - self._margin) * (1 + FIRST_EXCESS))
             if proved:
                 bounds |= dict.fromkeys(keys, aim - self._margin)
-            elif (margins := self._margins) is not None:
+            else:
                 for key, case in zip(keys, cases, strict=True):
-                    known = self._differences.difference(key[0], margins.get(case, 0.0) + case.limit, joint.output_bits)
-                    if np.isfinite(margins.get(case, 0.0)):
+                    known = self._differences.difference(key[0], self._margins.get(case, 0.0) + case.limit, joint.output_bits)
+                    if np.isfinite(self._margins.get(case, 0.0)):
                         old = bounds[key]
                         known = max(known, aim - self._margin)
                         bounds[key] = known if old is None else min(old, known)
@@ -341,26 +344,27 @@ class _Search:
 
     def _candidates(self, joint: Joint, inputs: Tensor, objective: Tensor) -> None:
         """Judge the ends of short descents from points of a relaxation."""
-        inside = joint.program.inside_box(torch.nan_to_num(inputs).round())
-        points, _ = signed_gradient(joint.program, inside, objective, POLISH_STEPS, self._generator, POLISH_REACH, self._late)
+        points, _ = polish(joint.program, inputs, objective, self._generator, self._late)
         self._judge.judge(*self._query.inputs.points(joint, points.numpy()))
 
     def _search(self, joint: Joint, cases: tuple[Case, ...], deadline: float | None, target: Fraction | None) -> bool:
         """Branch and bound; True if the cases are excluded. Stops at a difference above the target, or a disagreement."""
-        judge = self._judge
+        judge, program, options = self._judge, joint.program, self._options
 
-        def replay(candidates: Tensor, objective: Tensor) -> IntegerArray | None:
-            self._candidates(joint, candidates, objective)
+        def found() -> IntegerArray | None:
             found = judge.disagreement if target is None else judge.worst if judge.attained > target else None
             return None if found is None or not self._exact else found[1].reshape(-1)
 
-        solver = self._programs(joint, coupled=True)
+        def replay(candidates: Tensor, objective: Tensor) -> IntegerArray | None:
+            self._candidates(joint, candidates, objective)
+            return found()
 
-        def leaf(case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
-            empty = solver.leaf(case, low, high, deadline) is Status.INFEASIBLE
-            return LeafAnswer(Closure.EMPTY, None, EXACT_SOLVER) if empty else LeafAnswer(Closure.OPEN)
+        def from_worker(points: Tensor) -> IntegerArray | None:
+            judge.judge(*self._query.inputs.points(joint, points.numpy()))
+            return found()
 
-        tree = BranchAndBound(joint.program, _NoLevels(), cases, replay, leaf, memory=self._options.memory)
+        leaf, gains = partial(close_leaf, self._programs(joint, coupled=True), deadline), Gains(program)
+        tree = BranchAndBound(program, OneLevel(), cases, replay, leaf, memory=options.memory, gains=gains)
         last = time.monotonic()
 
         def report(progress: BranchAndBound) -> None:
@@ -369,8 +373,13 @@ class _Search:
                 last = time.monotonic()
                 self._show(f"search: {progress.nodes} domains bounded, {progress.open} open")
 
-        outcome = tree.run(deadline, report=report)
+        if self._executor is None or self._executor.size < 2 or not can_travel(program):
+            outcome = tree.run(deadline, report=report)
+        else:
+            context = program_context(program, cases, real_inputs(joint).tolist(), options.seed)
+            shared = Shared(context, program, OneLevel(), gains, deadline, lambda: False, self._say, from_worker)
+            outcome, self._finding.reason = run_shared(self._executor, shared, tree, report)
         self._finding.nodes += outcome.nodes
-        self._margins = tree.least_margins()
+        self._margins = outcome.margins
         self._leaf_solvers |= outcome.leaf_solvers
         return outcome.proved

@@ -80,7 +80,7 @@ def test_shared_searches_of_any_program(tmp_path: Path, monkeypatch: pytest.Monk
 
         gains = Gains(program)
         tree = BranchAndBound(program, tiny.splitter, cases, lambda *_: None, lambda *_: LeafAnswer(Closure.OPEN), gains=gains)
-        context = sharing.program_context(program)
+        context = sharing.program_context(program, cases, [False] * len(program.input_low), number)
         shared = sharing.Shared(context, program, tiny.splitter, gains, None, lambda: False, lambda _: None, judge)
         outcome, lost = sharing.run_shared(InProcess(desk.answer, ready=2, size=2), shared, tree)
         assert lost is None

@@ -31,8 +31,10 @@ from qertify.cli.common import (
 )
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
+from qertify.cli.workers import ClusterOption, SchedulerOption, WorkersOption, sharing
 from qertify.errors import InvalidInputError
 from qertify.options import Method
+from qertify.parallel.place import parse_place
 from qertify.runtimes.saturation import CpuClass
 from qertify.specification.units import Unit
 
@@ -100,6 +102,9 @@ def equiv_command(
     accept_solver_claims: Annotated[
         bool, typer.Option("--accept-solver-claims", help="Report a floating-point solver's claim as equivalent.")
     ] = False,
+    workers: WorkersOption = 1,
+    scheduler: SchedulerOption = None,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -109,6 +114,7 @@ def equiv_command(
         raise InvalidInputError("ask one question: --delta D, --top1 or --max-delta")
     options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims)
     options = replace(options, coupled=coupled)
+    place = parse_place(workers, scheduler, cluster)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.pairing import Files, RegionFlags, ask, confirm
@@ -144,12 +150,15 @@ def equiv_command(
     )
     channel.draft(stopped.to_json(), as_json)
     options = within(options, channel.limit(options.timeout, options.memory))
-    with nullcontext(say) if verbose else status_line("comparing …") as show:
+    with (
+        sharing(place, quantized, flags, options, query.quantized) as executor,
+        nullcontext(say) if verbose else status_line("comparing …") as show,
+    ):
 
         def progress(line: str) -> None:
             channel.progress(line)
             show(line)
 
-        result = confirm(equivalence(query, options, progress), query, original, quantized)
+        result = confirm(equivalence(query, options, progress, executor), query, original, quantized)
     answer: dict[str, Any] = result.to_json()
     return channel.finish(render_answer(answer, as_json, sys.stdout.isatty()), EXIT_STATUS[result.verdict.value])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 from dataclasses import fields
 from math import prod
@@ -22,6 +23,11 @@ SIZE_LIMIT = 1 << 28
 def can_travel(program: Program) -> bool:
     """Whether `pack_program` can write it: its equations are matrices."""
     return program.operators is None
+
+
+def digest_of(text: str) -> str:
+    """What stands for a packed program once a worker has it."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def pack_program(program: Program) -> Message:

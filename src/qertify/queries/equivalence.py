@@ -20,6 +20,7 @@ from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.network.real_error import float32_error
 from qertify.options import Options
+from qertify.parallel.executor import Executor
 from qertify.result import SCHEMA_VERSION, Evidence, Reason
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
 from qertify.search.comparison import EquivalenceQuery, Finding, FloatSemantics, Found, Judge, rounded
@@ -128,7 +129,10 @@ def float32_bound(query: EquivalenceQuery) -> Fraction:
 
 
 def equivalence(
-    query: EquivalenceQuery, options: Options | None = None, progress: Callable[[str], None] | None = None
+    query: EquivalenceQuery,
+    options: Options | None = None,
+    progress: Callable[[str], None] | None = None,
+    executor: Executor | None = None,
 ) -> EquivalenceResult:
     """Decide an equivalence query with a proof or a replayed counterexample.
 
@@ -136,6 +140,7 @@ def equivalence(
         query: the question.
         options: engines and limits.
         progress: gets one line a stage.
+        executor: shares out the search, if there is one; what model its workers have read does not matter.
 
     Returns:
         equivalent (with exact evidence), not_equivalent (with an input), or unknown with its reason. For the least delta:
@@ -156,7 +161,7 @@ def equivalence(
     else:
         margin = error if query.semantics is FloatSemantics.FLOAT32_BOUNDED else Fraction(0)
         deadline = None if options.timeout is None else start + options.timeout
-        finding = search(query, judge, margin, options, progress or (lambda _: None), deadline)
+        finding = search(query, judge, margin, options, progress or (lambda _: None), deadline, executor)
     counterexample = None if finding.found is None else _report(query, judge, finding.found)
     if finding.proved:
         verdict = Equivalence.EQUIVALENT

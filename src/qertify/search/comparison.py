@@ -62,6 +62,8 @@ class EquivalenceQuery:
             raise InvalidInputError("ask for a delta or for the same class, not both")
         if self.output is not None and not 0 <= self.output < right.output_size:
             raise InvalidInputError(f"output {self.output} is outside 0 … {right.output_size - 1}")
+        if self.top1 and right.output_size < 2:
+            raise InvalidInputError("networks with one output have no classes that could differ")
         if self.output is not None and self.top1:
             raise InvalidInputError("a single output has no meaning for the class")
         if isinstance(left, Network):

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from qertify.attack.annealing import anneal
 from qertify.attack.gradient import random_starts, signed_gradient
 from qertify.attack.lattice import descend
 from qertify.bounds.difference import Joint
+from qertify.bounds.program import Program
 from qertify.search.comparison import Judge
 from qertify.search.domains import root_domains
 from qertify.specification.cases import Case
@@ -21,6 +23,16 @@ DESCENTS, ROUNDS = 6, 60
 """Best points of that attack that local search improves, and its rounds."""
 CHAINS, MOVES, ANNEALING_SECONDS = 48, 2000, 4.0
 """Of simulated annealing, from the attack's best points."""
+POLISH_STEPS, POLISH_REACH = 8, 0.1
+"""Of short descents from points of a relaxation."""
+
+
+def polish(
+    program: Program, inputs: Tensor, objective: Tensor, generator: torch.Generator, late: Callable[[], bool]
+) -> tuple[Tensor, Tensor]:
+    """Inputs at the ends of short descents from points of a relaxation, (batch, n), and their objectives, (batch,)."""
+    inside = program.inside_box(torch.nan_to_num(inputs).round())
+    return signed_gradient(program, inside, objective, POLISH_STEPS, generator, POLISH_REACH, late)
 
 
 def attack_classes(joint: Joint, judge: Judge, generator: torch.Generator, late: Callable[[], bool]) -> None:

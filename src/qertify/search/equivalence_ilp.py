@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from qertify.bounds.difference import Joint
+from qertify.bounds.program import Program as BoundProgram
 from qertify.errors import UnsupportedModelError
 from qertify.ilp.encode import Encoding
 from qertify.ilp.engine import EXACT_SOLVER
@@ -23,6 +24,7 @@ from qertify.ilp.solvers import EXACT_SOLVERS
 from qertify.network.tensor import BoolArray, FloatArray
 from qertify.options import Options
 from qertify.result import Evidence, Reason
+from qertify.search.branch_and_bound import Closure, LeafAnswer
 from qertify.search.comparison import Finding, text_of
 from qertify.search.program_ilp import FINER, encode_program
 from qertify.specification.cases import Case
@@ -82,17 +84,32 @@ class Answers:
         return f"ilp ({options.solver}): {outcome} {'; '.join(self.reasons)}".rstrip()
 
 
+def real_inputs(joint: Joint) -> BoolArray:
+    """Which inputs of the program are real numbers, (n,): the errors; the others are integers."""
+    codes = int(np.count_nonzero(joint.program.input_index >= 0))
+    real: BoolArray = np.zeros(len(joint.program.input_index), dtype=bool)
+    real[codes : codes + joint.error_index.size] = True
+    return real
+
+
 class JointSolver:
-    """Asks solvers about the program of two networks; every point goes to ``consider``, as inputs of the program (1, n)."""
+    """Asks solvers about the program of two networks; every point goes to ``consider``, as inputs of the program (1, n).
+
+    Args:
+        real: as `real_inputs`.
+    """
 
     def __init__(
-        self, joint: Joint, options: Options, processes: SolverProcesses, coupled: bool, consider: Callable[[FloatArray], None]
+        self,
+        program: BoundProgram,
+        real: BoolArray,
+        options: Options,
+        processes: SolverProcesses,
+        coupled: bool,
+        consider: Callable[[FloatArray], None],
     ) -> None:
-        self._joint, self._options, self._processes, self._coupled = joint, options, processes, coupled
-        self._consider = consider
-        codes = int(np.count_nonzero(joint.program.input_index >= 0))
-        self._real: BoolArray = np.zeros(len(joint.program.input_index), dtype=bool)
-        self._real[codes : codes + joint.error_index.size] = True
+        self._joint, self._real, self._options, self._processes = program, real, options, processes
+        self._coupled, self._consider = coupled, consider
 
     def ask(self, cases: Sequence[Case], deadline: float | None, enough: Callable[[], bool] | None) -> Answers:
         """All cases, with equal shares of the time: exclude them, or, without ``enough``, bound their accumulators.
@@ -162,7 +179,7 @@ class JointSolver:
     def leaf(self, case: Case, low: Tensor, high: Tensor, deadline: float | None) -> Status:
         """What the integer solver says about a case within bounds on the accumulators, (N,) each."""
         try:
-            encoding = encode_program(self._joint.program, (case,), self._real, coupled=self._coupled, low=low, high=high)
+            encoding = encode_program(self._joint, (case,), self._real, coupled=self._coupled, low=low, high=high)
             if encoding is None:
                 return Status.INFEASIBLE
             until = time.monotonic() + LEAF_SECONDS
@@ -172,7 +189,7 @@ class JointSolver:
             return Status.FAILED
 
     def _encode(self, cases: Sequence[Case], minimise: bool = False) -> Encoding | None:
-        return encode_program(self._joint.program, cases, self._real, coupled=self._coupled, minimise=minimise)
+        return encode_program(self._joint, cases, self._real, coupled=self._coupled, minimise=minimise)
 
     def _programs(self, encoding: Encoding, deadline: float | None) -> list[tuple[Program, float | None]]:
         """What is asked, in order, and until when: a floating-point solver first takes codes for real numbers."""
@@ -194,7 +211,13 @@ class JointSolver:
         return answer
 
     def _step(self, case: Case) -> int:
-        program = self._joint.program
+        program = self._joint
         outputs = program.output_units()
         width = max(float(program.high[outputs[index]] - program.low[outputs[index]]) for index, _ in case.weights)
         return int(width) // DEEPER + 1
+
+
+def close_leaf(solver: JointSolver, deadline: float | None, case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
+    """A leaf of the search: closed if the integer solver says that it is empty; its points are only considered."""
+    empty = solver.leaf(case, low, high, deadline) is Status.INFEASIBLE
+    return LeafAnswer(Closure.EMPTY, None, EXACT_SOLVER) if empty else LeafAnswer(Closure.OPEN)

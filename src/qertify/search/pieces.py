@@ -16,26 +16,30 @@ import torch
 from torch import Tensor
 
 from qertify._version import __version__
+from qertify.attack.gradient import forward
 from qertify.bounds.program import Program
 from qertify.errors import WorkerError
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
 from qertify.network.ranges import ranges
+from qertify.network.tensor import FloatArray
 from qertify.options import Options
 from qertify.parallel.executor import Message
-from qertify.parallel.partition import pack, pack_rows, unpack, unpack_rows
-from qertify.parallel.programs import unpack_program
+from qertify.parallel.partition import case_from, pack, pack_rows, unpack, unpack_rows
+from qertify.parallel.programs import digest_of, unpack_program
 from qertify.parallel.worker import Desk
 from qertify.runtimes.base import runner
-from qertify.search.branch_and_bound import BranchAndBound, Closure, Leaf, LeafAnswer, Replay
+from qertify.search.branch_and_bound import BranchAndBound, Leaf, Replay
 from qertify.search.branching import Gains
+from qertify.search.domains import root_domains
+from qertify.search.equivalence_attack import polish
+from qertify.search.equivalence_ilp import JointSolver, close_leaf
 from qertify.search.portfolio import one_thread
 from qertify.search.question import Decision, Question
 from qertify.search.stages import compile_cases, narrow, solve_leaf
-from qertify.specification.cases import Case
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox
-from qertify.specification.splitting import Bisector, splitter_of
+from qertify.specification.splitting import Bisector, OneLevel, splitter_of
 
 CANDIDATES, CANDIDATES_A_BATCH = 32, 4
 """Most candidates that travel back with a piece, and of one batch of domains: the most promising come first."""
@@ -47,6 +51,7 @@ class Bench:
 
     Attributes:
         candidates: inputs (n,) of the program that whoever asked should try; the worker itself can't.
+        enough: polled; once it is true, the candidates should be tried before anything else is done.
     """
 
     program: Program
@@ -54,14 +59,23 @@ class Bench:
     replay: Replay
     leaf: Leaf
     candidates: deque[Tensor] = field(default_factory=deque[Tensor])
+    enough: Callable[[], bool] = lambda: False
 
 
 class Recipe(Protocol):
     """Makes a bench, and clears up after it."""
 
     def __call__(self, desk: Desk, context: Message, deadline: float | None, stopped: Callable[[], bool]) -> Generator[Bench]:
-        """One bench. ``context`` is that of `qertify.search.sharing.Shared`."""
+        """One bench. ``context`` is that of `qertify.search.sharing.Shared`, without what a worker may remember.
+
+        Raises:
+            MissingError: of which the worker remembers nothing.
+        """
         ...
+
+
+class MissingError(Exception):
+    """A part of the context that was sent before, but not to this worker."""
 
 
 def answer_search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
@@ -69,8 +83,16 @@ def answer_search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Me
 
     Returns:
         {"domains": what is open, "gains": what splits have brought, "nodes", "leaf_solvers", "counterexample": codes or None,
-        "candidates": inputs to try, "seconds"}.
+        "candidates": inputs to try, "eager": whether it ended early for them, "seconds"}, or {"missing": True} where the
+        context has to be sent in full.
     """
+    try:
+        return _search(desk, piece, stopped)
+    except MissingError:
+        return {"missing": True}
+
+
+def _search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
     start = time.monotonic()
     context = piece["context"]
     deadline = None if piece["left"] is None else start + piece["left"]
@@ -81,15 +103,16 @@ def answer_search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Me
             bench.program, bench.splitter, (), bench.replay, bench.leaf, memory=desk.options.memory, gains=gains
         )
         tree.add(unpack(piece["domains"], bench.program))
-        outcome = tree.run(time.monotonic() + piece["budget"], stopped=stopped)
+        outcome = tree.run(time.monotonic() + piece["budget"], stopped=lambda: stopped() or bench.enough())
     found = outcome.counterexample
     return {
-        "domains": pack([] if found is not None else tree.hand_over()),
+        "domains": pack(tree.hand_over()),
         "gains": pack_rows(list(gains.table - known)),
         "nodes": outcome.nodes,
         "leaf_solvers": sorted(outcome.leaf_solvers),
         "counterexample": None if found is None else found.reshape(-1).tolist(),
         "candidates": [len(bench.candidates), pack_rows(list(bench.candidates))],
+        "eager": bench.enough(),
         "seconds": time.monotonic() - start,
     }
 
@@ -114,31 +137,63 @@ def robustness(desk: Desk, context: Message, deadline: float | None, stopped: Ca
     prepared.next_descent = question.next_descent  # local search pauses between pieces as it does within one
 
 
-class _Single:
-    """Cases of one level."""
-
-    def bisect(self, case: Case) -> tuple[Case, ...]:
-        """The case itself."""
-        return (case,)
-
-    def levels(self, case: Case) -> tuple[Case, ...]:
-        """The case itself."""
-        return (case,)
-
-
 def any_program(desk: Desk, context: Message, deadline: float | None, stopped: Callable[[], bool]) -> Generator[Bench]:
-    """A program that travels with the piece; candidates travel back, since its networks stay where they are."""
+    """A program that travels once to every worker; candidates travel back, since its networks stay where they are.
+
+    Points of relaxations are improved here, and the best of each batch are kept. One that satisfies a case as far as the
+    program can tell ends the piece if the driver is eager to see it.
+    """
+    program = _program(context)
+    cases = [case_from(item) for item in context["cases"]]
+    domains = root_domains(program, cases)
+    outputs = torch.tensor(list(program.output_units().values()), dtype=torch.long, device=program.low.device)
+    generator = torch.Generator().manual_seed(context["seed"])
     candidates: deque[Tensor] = deque(maxlen=CANDIDATES)
+    promising = False
 
     def collect(points: Tensor, objective: Tensor) -> None:
-        candidates.extend(points[:CANDIDATES_A_BATCH])
+        nonlocal promising
+        ends, reached = polish(program, points, objective, generator, stopped)
+        candidates.extend(ends[reached.argsort()[:CANDIDATES_A_BATCH]])
+        z = forward(program, ends)[0]
+        inside = (domains.low[:, outputs] <= z[:, None, outputs]) & (z[:, None, outputs] <= domains.high[:, outputs])
+        hits = ((z @ domains.objective.T <= domains.limit) & inside.all(-1)).any(1)
+        candidates.extend(ends[hits][:CANDIDATES_A_BATCH])
+        promising |= bool(hits.any())
 
-    yield Bench(_unpacked(json.dumps(context["program"])), _Single(), collect, lambda *_: LeafAnswer(Closure.OPEN), candidates)
+    def consider(point: FloatArray) -> None:
+        candidates.extend(torch.from_numpy(point))
+
+    with SolverProcesses(desk.options.memory) as processes:
+        options = replace(desk.options, seed=context["seed"])
+        solver = JointSolver(
+            program, np.array(context["real"], dtype=bool), options, processes, coupled=True, consider=consider
+        )
+        leaf = partial(close_leaf, solver, deadline)
+        yield Bench(program, OneLevel(), collect, leaf, candidates, lambda: promising and context["eager"])
 
 
-@lru_cache(maxsize=2)
-def _unpacked(text: str) -> Program:
-    return unpack_program(json.loads(text))
+def _program(context: Message) -> Program:
+    """The program of a context.
+
+    Raises:
+        MissingError: it was sent to another worker.
+    """
+    digest, text = context["digest"], context.get("program")
+    if text is None and digest not in _PROGRAMS:
+        raise MissingError
+    if text is not None:
+        if digest_of(text) != digest:
+            raise WorkerError("a program was damaged on its way")
+        _PROGRAMS[digest] = unpack_program(json.loads(text))
+        while len(_PROGRAMS) > PROGRAMS:
+            del _PROGRAMS[next(iter(_PROGRAMS))]
+    return _PROGRAMS[digest]
+
+
+PROGRAMS = 3
+_PROGRAMS: dict[str, Program] = {}
+"""The programs that this process was sent last, by digest."""
 
 
 RECIPES: dict[str, Recipe] = {"robustness": robustness, "program": any_program}

@@ -8,9 +8,10 @@ domain is open anywhere, the violation is excluded; the first counterexample sto
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -21,12 +22,14 @@ from qertify.errors import QertifyError
 from qertify.network.tensor import IntegerArray
 from qertify.parallel.executor import Executor, LostError, Message, Reply, first_done
 from qertify.parallel.partition import by_levels, deal, pack, pack_rows, unpack, unpack_rows
-from qertify.parallel.programs import pack_program
+from qertify.parallel.programs import digest_of, pack_program
 from qertify.result import Reason
-from qertify.search.branch_and_bound import BranchAndBound, SearchOutcome
+from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.branching import Gains
 from qertify.search.domains import Subproblem
 from qertify.search.question import Question
+from qertify.search.tree import SearchOutcome, least_margins
+from qertify.specification.cases import Case
 from qertify.specification.property import Classification
 from qertify.specification.splitting import Bisector
 
@@ -41,6 +44,7 @@ LARGEST_BUDGET = 64.0
 """Seconds of the first pieces, growth from one generation to the next, and seconds of the largest."""
 LEAST_AGE = 0.3
 """Seconds that a piece runs before it may be asked to share: what a message costs is then a few percent."""
+LEAST_STEP = 0.01
 POLL = 0.05
 
 
@@ -49,7 +53,8 @@ class Shared:
     """What the workers have to know about a search, and what its driver needs.
 
     Attributes:
-        context: plain data with a "recipe" of `qertify.search.pieces`, from which a worker makes the same program.
+        context: plain data with a "recipe" of `qertify.search.pieces`, from which a worker makes the same program. Its
+            "program" is sent once to every worker.
         program, splitter, gains: of the search.
         deadline: of `time.monotonic`.
         stopped: polled; once it is true, the search ends as at the deadline.
@@ -81,7 +86,13 @@ class _Sent:
 
 @dataclass(slots=True)
 class _State:
-    """What has become of the domains; (number of the piece they come from, generation, domain)."""
+    """What has become of the domains; (number of the piece they come from, generation, domain).
+
+    Attributes:
+        in_full: how many of the next pieces hold the whole context.
+        eager: whether pieces should end for a promising candidate; not once one was no counterexample.
+        patience: seconds that a piece runs before it may be asked to share; doubled whenever one was asked too soon.
+    """
 
     pool: list[tuple[int, int, Subproblem]]
     stuck: list[Subproblem] = field(default_factory=list[Subproblem])
@@ -90,11 +101,29 @@ class _State:
     leaf_solvers: set[str] = field(default_factory=set[str])
     busy: float = 0.0
     pieces: int = 0
+    in_full: int = 0
+    eager: bool = True
+    patience: float = 0.0
 
 
-def program_context(program: Program) -> Message:
-    """A context that holds the program itself, for any search whose cases have one level; see `can_travel`."""
-    return {"recipe": "program", "program": pack_program(program)}
+def program_context(program: Program, cases: Sequence[Case], real: Sequence[bool], seed: int) -> Message:
+    """A context that holds the program itself, for any search whose cases have one level; see `can_travel`.
+
+    Args:
+        cases: whose points are wanted.
+        real: which inputs of the program are real numbers, (n,); the others are integers.
+        seed: of everything random.
+    """
+    text = json.dumps(pack_program(program))
+    return {
+        "recipe": "program",
+        "program": text,
+        "digest": digest_of(text),
+        "cases": [asdict(case) for case in cases],
+        "real": [bool(item) for item in real],
+        "seed": seed,
+        "eager": True,
+    }
 
 
 def share_search(
@@ -153,7 +182,9 @@ def run_shared(
     before, state = tree.nodes, driver.state
     tree.add(item for _, _, item in state.pool)
     rest = tree.run(shared.deadline, report=report, stopped=shared.stopped)
-    return replace(rest, proved=rest.proved and not state.stuck, nodes=state.nodes + rest.nodes - before), lost
+    margins = least_margins([*rest.margins.items(), *((item.case, item.margin) for item in state.stuck)])
+    proved, nodes = rest.proved and not state.stuck, state.nodes + rest.nodes - before
+    return replace(rest, proved=proved, nodes=nodes, margins=margins), lost
 
 
 class _Driver:
@@ -161,7 +192,8 @@ class _Driver:
 
     def __init__(self, executor: Executor, shared: Shared, tree: BranchAndBound) -> None:
         self.executor, self.shared = executor, shared
-        self.state = _State([], nodes=tree.nodes, leaf_solvers=set(tree.leaf_solvers))
+        self.state = _State([], nodes=tree.nodes, leaf_solvers=set(tree.leaf_solvers), in_full=executor.size)
+        self.state.patience = LEAST_AGE
         self.running: dict[Reply, _Sent] = {}
         self.gone = False
         self._take_in(0, 0, tree.hand_over())
@@ -201,6 +233,7 @@ class _Driver:
             margin=None if worst is None else worst.margin,
             nearest=None if worst is None else worst.case,
             tree=None,
+            margins=least_margins((item.case, item.margin) for item in left),
         )
         return found, state.lost
 
@@ -230,7 +263,7 @@ class _Driver:
             left = None if self.shared.deadline is None else self.shared.deadline - time.monotonic()
             piece: Message = {
                 "kind": "search",
-                "context": self.shared.context,
+                "context": self._context(),
                 "domains": pack(hand),
                 "gains": gains,
                 "budget": budget if left is None else max(min(budget, left), 1e-3),
@@ -241,6 +274,15 @@ class _Driver:
             self.running[self.executor.submit(piece, None if left is None else max(left, 0.0))] = sent
         self.state.pool = []
 
+    def _context(self) -> Message:
+        """For the next piece: without the program where all workers should have it by now."""
+        context, state = self.shared.context, self.state
+        if state.in_full:
+            state.in_full -= 1
+        else:
+            context = {key: value for key, value in context.items() if key != "program"}
+        return context if state.eager else context | {"eager": False}
+
     def _steal(self) -> None:
         """Where workers have nothing to do, ask the pieces that have run longest to share."""
         idle = self.executor.idle
@@ -248,7 +290,7 @@ class _Driver:
             return
         now = time.monotonic()
         old = sorted((sent.since, number, reply) for number, (reply, sent) in enumerate(self.running.items()))
-        victims = [reply for since, _, reply in old if now - since > LEAST_AGE][: -(-idle // 4)]
+        victims = [reply for since, _, reply in old if now - since > self.state.patience][: -(-idle // 4)]
         for reply in victims:
             self.running[reply].stopped = True
         self.executor.stop(victims)
@@ -271,10 +313,16 @@ class _Driver:
             state.pool += sent.items
             self.shared.say(f"the workers are of no use any more: {error}")
             return None
+        if "missing" in message:
+            state.in_full += 1
+            state.pool += sent.items
+            return None
         left = unpack(message["domains"], self.shared.program)
         self.shared.gains.add(
             unpack_rows(message["gains"], 4, len(self.shared.program.units)).to(self.shared.program.low.device)
         )
+        if sent.stopped and not message["nodes"]:
+            state.patience = max(2 * state.patience, LEAST_STEP)
         state.nodes += message["nodes"]
         state.busy += message["seconds"]
         state.leaf_solvers |= set(message["leaf_solvers"])
@@ -288,7 +336,9 @@ class _Driver:
         if (found := message["counterexample"]) is not None:
             return np.array(found, dtype=np.int64)
         count, rows = message["candidates"]
-        return self.shared.judge(unpack_rows(rows, count, len(self.shared.program.input_low))) if count else None
+        judged = self.shared.judge(unpack_rows(rows, count, len(self.shared.program.input_low))) if count else None
+        state.eager = state.eager and (judged is not None or not message["eager"])
+        return judged
 
     def _tell(self) -> None:
         if time.monotonic() - self.told > 1:

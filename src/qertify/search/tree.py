@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from qertify.network.tensor import IntegerArray
@@ -46,6 +47,7 @@ class SearchOutcome:
         margin: least proved margin among the open domains (None when none is open or bounded).
         nearest: the case of that domain.
         tree: the search tree, if it was kept.
+        margins: the least proved margin of the open domains, case by case; −∞ where one is not bounded yet.
     """
 
     proved: bool
@@ -55,3 +57,12 @@ class SearchOutcome:
     margin: float | None
     nearest: Case | None
     tree: SearchTree | None
+    margins: dict[Case, float]
+
+
+def least_margins(open_: Iterable[tuple[Case, float]]) -> dict[Case, float]:
+    """The least of each case."""
+    result: dict[Case, float] = {}
+    for case, margin in open_:
+        result[case] = min(margin, result.get(case, margin))
+    return result

@@ -47,6 +47,18 @@ class Bisector(Protocol):
         ...
 
 
+class OneLevel:
+    """For cases of one level: there is nothing to divide."""
+
+    def bisect(self, case: Case) -> tuple[Case, ...]:
+        """The case itself."""
+        return (case,)
+
+    def levels(self, case: Case) -> tuple[Case, ...]:
+        """The case itself."""
+        return (case,)
+
+
 class Splitter(Bisector, Protocol):
     """Makes and bisects the cases of one property on one network."""
 

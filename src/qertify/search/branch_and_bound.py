@@ -139,7 +139,6 @@ class BranchAndBound:
         self._deadline: float | None = None
         self._stopped: Callable[[], bool] = lambda: False
         self._nodes = 0
-        self._incomplete = False
         self._leaf_solvers: set[str] = set()
         row_bytes = 16 * len(program.units) + 512
         self._dive_above = max(self._batch, min(DIVE_ABOVE, (MEMORY if memory is None else memory) // row_bytes // 2))
@@ -179,7 +178,6 @@ class BranchAndBound:
 
     def hand_over(self) -> list[Subproblem]:
         """Take all open domains out of the search, split where it was about to split them."""
-        self._incomplete = True
         items = [item for _, _, item in sorted(self._queue, key=lambda entry: entry[:2])]
         found = [Subproblem(item.case, item.low, item.high, item.margin, item.depth) for item in self._waiting]
         found += [Subproblem(item.case, item.low, item.high, item.margin, item.depth, True) for item in self._stuck]
@@ -220,7 +218,6 @@ class BranchAndBound:
         return self._outcome(None)
 
     def _outcome(self, counterexample: IntegerArray | None) -> SearchOutcome:
-        self._incomplete = self._incomplete or counterexample is not None
         left = [item for _, _, item in self._queue] + self._stuck
         worst = min(left, key=lambda item: item.margin, default=None)
         return SearchOutcome(
@@ -231,7 +228,9 @@ class BranchAndBound:
             margin=None if worst is None else worst.margin,
             nearest=self._waiting[0].case if worst is None and self._waiting else None if worst is None else worst.case,
             tree=self._tree,
-            margins=least_margins((item.case, item.margin) for item in [*left, *self._waiting]),
+            margins=None
+            if counterexample is not None
+            else least_margins((item.case, item.margin) for item in [*left, *self._waiting]),
         )
 
     def _bound(self, batch: list[_Waiting]) -> IntegerArray | None:

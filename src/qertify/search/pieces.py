@@ -130,10 +130,11 @@ def robustness(desk: Desk, context: Message, deadline: float | None, stopped: Ca
     options = replace(desk.options, device=context["device"], seed=context["seed"], timeout=None)
     prepared = _prepared(desk.network, options, json.dumps(context, sort_keys=True))
     run = runner(desk.network, desk.model)
-    with SolverProcesses(options.memory) as processes:
-        question = replace(prepared, deadline=deadline, stopped=stopped, processes=processes, decision=Decision(), run=run)
-        assert question.program is not None
-        yield Bench(question.program, question.splitter, question.polish, partial(solve_leaf, question))
+    question = replace(
+        prepared, deadline=deadline, stopped=stopped, processes=_solvers(options.memory), decision=Decision(), run=run
+    )
+    assert question.program is not None
+    yield Bench(question.program, question.splitter, question.polish, partial(solve_leaf, question))
     prepared.next_descent = question.next_descent  # local search pauses between pieces as it does within one
 
 
@@ -164,13 +165,16 @@ def any_program(desk: Desk, context: Message, deadline: float | None, stopped: C
     def consider(point: FloatArray) -> None:
         candidates.extend(torch.from_numpy(point))
 
-    with SolverProcesses(desk.options.memory) as processes:
-        options = replace(desk.options, seed=context["seed"])
-        solver = JointSolver(
-            program, np.array(context["real"], dtype=bool), options, processes, coupled=True, consider=consider
-        )
-        leaf = partial(close_leaf, solver, deadline)
-        yield Bench(program, OneLevel(), collect, leaf, candidates, lambda: promising and context["eager"])
+    options, real = replace(desk.options, seed=context["seed"]), np.array(context["real"], dtype=bool)
+    solver = JointSolver(program, real, options, _solvers(options.memory), coupled=True, consider=consider)
+    leaf = partial(close_leaf, solver, deadline)
+    yield Bench(program, OneLevel(), collect, leaf, candidates, lambda: promising and context["eager"])
+
+
+@lru_cache(maxsize=1)
+def _solvers(memory: int | None) -> SolverProcesses:
+    """Those of this process, which go on from piece to piece; they end with it."""
+    return SolverProcesses(memory)
 
 
 def _program(context: Message) -> Program:

@@ -182,7 +182,8 @@ def run_shared(
     before, state = tree.nodes, driver.state
     tree.add(item for _, _, item in state.pool)
     rest = tree.run(shared.deadline, report=report, stopped=shared.stopped)
-    margins = least_margins([*rest.margins.items(), *((item.case, item.margin) for item in state.stuck)])
+    stuck = [(item.case, item.margin) for item in state.stuck]
+    margins = None if rest.margins is None else least_margins([*rest.margins.items(), *stuck])
     proved, nodes = rest.proved and not state.stuck, state.nodes + rest.nodes - before
     return replace(rest, proved=proved, nodes=nodes, margins=margins), lost
 
@@ -233,7 +234,7 @@ class _Driver:
             margin=None if worst is None else worst.margin,
             nearest=None if worst is None else worst.case,
             tree=None,
-            margins=least_margins((item.case, item.margin) for item in left),
+            margins=None if counterexample is not None else least_margins((item.case, item.margin) for item in left),
         )
         return found, state.lost
 
@@ -321,12 +322,13 @@ class _Driver:
         self.shared.gains.add(
             unpack_rows(message["gains"], 4, len(self.shared.program.units)).to(self.shared.program.low.device)
         )
-        if sent.stopped and not message["nodes"]:
+        too_soon = sent.stopped and (not message["nodes"] or len(left) == 1)  # there was nothing to share yet
+        if too_soon:
             state.patience = max(2 * state.patience, LEAST_STEP)
         state.nodes += message["nodes"]
         state.busy += message["seconds"]
         state.leaf_solvers |= set(message["leaf_solvers"])
-        self._take_in(sent.number, sent.generation + (not sent.stopped), left)
+        self._take_in(sent.number, sent.generation + (too_soon or not sent.stopped), left)
         origin = ", ".join(map(str, sorted({number for number, _, _ in sent.items})))
         end = "closed" if not left else f"{len(left)} left" + (", shared" if sent.stopped else "")
         self.shared.say(

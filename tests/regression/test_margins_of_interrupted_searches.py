@@ -14,7 +14,7 @@ from qertify.specification.splitting import splitter_of
 from tests.oracle.random_networks import random_network
 
 
-def test_they_stay_open() -> None:
+def test_they_are_not_known() -> None:
     seen = 0
     for seed in range(200):
         generator = np.random.default_rng(seed)
@@ -38,6 +38,5 @@ def test_they_stay_open() -> None:
         if outcome.counterexample is not None:
             seen += 1
             assert not outcome.proved
-            assert min(outcome.margins.values()) < 0
-            assert {item.case for item in search.hand_over()} == set(outcome.margins)
+            assert outcome.margins is None
     assert seen > 10

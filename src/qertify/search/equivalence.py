@@ -25,7 +25,7 @@ from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
 from qertify.parallel.programs import can_travel
 from qertify.result import Evidence, Reason
-from qertify.search.branch_and_bound import BranchAndBound, root_domains
+from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
 from qertify.search.branching import Gains
 from qertify.search.comparison import EquivalenceQuery, Finding, Judge, text_of
 from qertify.search.difference_rows import ClassRows, DifferenceRows
@@ -83,7 +83,7 @@ class _Search:
         self._processes, self._leaf_solvers, self._executor = processes, frozenset[str](), executor
         self._show, self._deadline = say, deadline
         self._finding = Finding()
-        self._margins: dict[Case, float] = {}
+        self._margins: dict[Case, float] | None = None
         self._generator = torch.Generator().manual_seed(options.seed)
         self._exact = not isinstance(query.original, Network) or query.original.exactness == "exact"
         self._exact = self._exact and query.quantized.exactness == "exact"
@@ -299,13 +299,13 @@ class _Search:
             limits = {key: self._differences.limit(key[0], aim - self._margin, joint.output_bits) for key in keys}
             cases = self._differences.cases(limits)
             seen = judge.attained
-            proved = not keys or self._search(joint, cases, self._deadline, (aim - self._margin) * (1 + FIRST_EXCESS))
+            proved = not keys or self._search(joint, cases, self._deadline, (aim - self._margin) * (1 + FIRST_EXCESS), True)
             if proved:
                 bounds |= dict.fromkeys(keys, aim - self._margin)
-            else:
+            elif (margins := self._margins) is not None:
                 for key, case in zip(keys, cases, strict=True):
-                    known = self._differences.difference(key[0], self._margins.get(case, 0.0) + case.limit, joint.output_bits)
-                    if np.isfinite(self._margins.get(case, 0.0)):
+                    known = self._differences.difference(key[0], margins.get(case, 0.0) + case.limit, joint.output_bits)
+                    if np.isfinite(margins.get(case, 0.0)):
                         old = bounds[key]
                         known = max(known, aim - self._margin)
                         bounds[key] = known if old is None else min(old, known)
@@ -347,7 +347,14 @@ class _Search:
         points, _ = polish(joint.program, inputs, objective, self._generator, self._late)
         self._judge.judge(*self._query.inputs.points(joint, points.numpy()))
 
-    def _search(self, joint: Joint, cases: tuple[Case, ...], deadline: float | None, target: Fraction | None) -> bool:
+    def _search(
+        self,
+        joint: Joint,
+        cases: tuple[Case, ...],
+        deadline: float | None,
+        target: Fraction | None,
+        squeezing: bool = False,
+    ) -> bool:
         """Branch and bound; True if the cases are excluded. Stops at a difference above the target, or a disagreement."""
         judge, program, options = self._judge, joint.program, self._options
 
@@ -363,7 +370,11 @@ class _Search:
             judge.judge(*self._query.inputs.points(joint, points.numpy()))
             return found()
 
-        leaf, gains = partial(close_leaf, self._programs(joint, coupled=True), deadline), Gains(program)
+        gains = Gains(program)
+        if squeezing:  # a leaf's own bound is good enough there, and costs nothing
+            leaf = _open_leaf
+        else:
+            leaf = partial(close_leaf, self._programs(joint, coupled=True), deadline)
         tree = BranchAndBound(program, OneLevel(), cases, replay, leaf, memory=options.memory, gains=gains)
         last = time.monotonic()
 
@@ -383,3 +394,7 @@ class _Search:
         self._margins = outcome.margins
         self._leaf_solvers |= outcome.leaf_solvers
         return outcome.proved
+
+
+def _open_leaf(_case: Case, _low: Tensor, _high: Tensor) -> LeafAnswer:
+    return LeafAnswer(Closure.OPEN)

@@ -47,7 +47,8 @@ class SearchOutcome:
         margin: least proved margin among the open domains (None when none is open or bounded).
         nearest: the case of that domain.
         tree: the search tree, if it was kept.
-        margins: the least proved margin of the open domains, case by case; −∞ where one is not bounded yet.
+        margins: the least proved margin of the open domains, case by case; −∞ where one is not bounded yet. None with a
+            counterexample: it cuts a step short, and the domains of that step are neither closed nor open.
     """
 
     proved: bool
@@ -57,7 +58,7 @@ class SearchOutcome:
     margin: float | None
     nearest: Case | None
     tree: SearchTree | None
-    margins: dict[Case, float]
+    margins: dict[Case, float] | None
 
 
 def least_margins(open_: Iterable[tuple[Case, float]]) -> dict[Case, float]:

@@ -25,11 +25,11 @@ from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
 from qertify.parallel.programs import can_travel
 from qertify.result import Evidence, Reason
-from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
+from qertify.search.branch_and_bound import BranchAndBound, open_leaf, root_domains
 from qertify.search.branching import Gains
 from qertify.search.comparison import EquivalenceQuery, Finding, Judge, text_of
 from qertify.search.difference_rows import ClassRows, DifferenceRows
-from qertify.search.equivalence_attack import attack_classes, attack_differences, polish
+from qertify.search.equivalence_attack import attack_classes, attack_differences, polish, refine_differences, sample
 from qertify.search.equivalence_ilp import JointSolver, close_leaf, real_inputs
 from qertify.search.portfolio import one_thread
 from qertify.search.sharing import Shared, program_context, run_shared
@@ -41,6 +41,7 @@ ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
 ENUMERATION_CHUNK = 1 << 12
 ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
+ATTACK_SECONDS = 5.0
 FIRST_EXCESS = Fraction(1, 50)
 """Relative distance to what is attained that the first search for the least delta aims at."""
 CLOSE = Fraction(1, 10**6)
@@ -94,6 +95,14 @@ class _Search:
     def _late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
 
+    def _pause(self) -> Callable[[], bool]:
+        """Whether a fifth of the time that is left now, or `ATTACK_SECONDS`, is over."""
+        now = time.monotonic()
+        until = now + ATTACK_SECONDS
+        if self._deadline is not None:
+            until = min(until, now + (self._deadline - now) / 5)
+        return lambda: time.monotonic() > until
+
     def _say(self, line: str) -> None:
         self._finding.explanation.append(line)
         self._show(line)
@@ -109,7 +118,7 @@ class _Search:
     def run(self) -> Finding:
         finding = self._finding
         if self._options.method is not Method.ILP:
-            self._sample()
+            sample(self._judge, SAMPLES, self._options.seed)
         if self._refuted():
             finding.method = "sampling"
         elif not self._enumerate():
@@ -130,22 +139,6 @@ class _Search:
         if not finding.proved and not finding.refuted and finding.reason is None:
             finding.reason = Reason.TIMEOUT if self._late() else Reason.UNSUPPORTED if self._exact else Reason.ENCLOSURE
         return finding
-
-    def _sample(self) -> None:
-        """The middle and random points of the region."""
-        box, inputs = self._query.inputs.box, self._query.inputs
-        random = np.random.default_rng(self._options.seed)
-        if inputs.low is None or inputs.high is None:
-            codes = random.integers(box.low, box.high + 1, (SAMPLES, *box.low.shape))
-            codes[0] = (box.low + box.high) // 2
-            x = inputs.stand_for(codes)
-        else:
-            low, high = inputs.low.astype(np.float64), inputs.high.astype(np.float64)
-            mix = random.random((SAMPLES, *low.shape))
-            mix[0] = 0.5
-            x = np.clip((low + mix * (high - low)).astype(np.float32), inputs.low, inputs.high)
-            codes = inputs.quantize(x)
-        self._judge.judge(x, codes)
 
     def _enumerate(self) -> bool:
         """Every input of a small grid; False if it is not small."""
@@ -256,7 +249,10 @@ class _Search:
         program, bits = joint.program, joint.output_bits
         every = self._every
         cases = rows.cases(dict.fromkeys(every, 0))
-        self._say(attack_differences(joint, cases, self._judge, self._generator, self._late, self._refuted))
+        reached = attack_differences(joint, cases, self._judge, self._generator, self._pause())
+        if self._options.method is Method.ATTACK:
+            refine_differences(joint, reached, self._judge, self._generator, self._late, self._refuted)
+        self._say(f"attack: a difference of {float(self._judge.attained):.6g}")
         if self._refuted() or self._options.method is Method.ATTACK:
             finding.method = "attack"
             return
@@ -278,6 +274,12 @@ class _Search:
         if self._refuted() or self._options.method is Method.BOUNDS:
             finding.proved = bool((margins >= 0).all()) and query.delta is not None
             return
+        if query.delta is None or bool((margins < 0).any()):
+            refine_differences(joint, reached, self._judge, self._generator, self._pause(), self._refuted)
+            self._say(f"stronger attack: a difference of {float(self._judge.attained):.6g}")
+            if self._refuted():
+                finding.method = "attack"
+                return
         if query.delta is not None:
             limits = {key: rows.limit(key[0], query.delta - self._margin, bits) for key in every}
             left = {key: limits[key] for key, margin in zip(every, margins.tolist(), strict=True) if margin < 0}
@@ -372,7 +374,7 @@ class _Search:
 
         gains = Gains(program)
         if squeezing:  # a leaf's own bound is good enough there, and costs nothing
-            leaf = _open_leaf
+            leaf = open_leaf
         else:
             leaf = partial(close_leaf, self._programs(joint, coupled=True), deadline)
         tree = BranchAndBound(program, OneLevel(), cases, replay, leaf, memory=options.memory, gains=gains)
@@ -394,7 +396,3 @@ class _Search:
         self._margins = outcome.margins
         self._leaf_solvers |= outcome.leaf_solvers
         return outcome.proved
-
-
-def _open_leaf(_case: Case, _low: Tensor, _high: Tensor) -> LeafAnswer:
-    return LeafAnswer(Closure.OPEN)

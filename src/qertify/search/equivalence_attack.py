@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,11 +18,12 @@ from qertify.search.comparison import Judge
 from qertify.search.domains import root_domains
 from qertify.specification.cases import Case
 
-RESTARTS, STEPS = 16, 40
-"""Of the gradient attack on each output and sign."""
+RESTARTS, FEW_RESTARTS, STEPS = 16, 3, 40
+"""Of the gradient attack on each output and sign; fewer starts for programs of many units."""
+MANY_UNITS = 1500
 DESCENTS, ROUNDS = 6, 60
 """Best points of that attack that local search improves, and its rounds."""
-CHAINS, MOVES, ANNEALING_SECONDS = 48, 2000, 4.0
+CHAINS, MOVES = 48, 2000
 """Of simulated annealing, from the attack's best points."""
 POLISH_STEPS, POLISH_REACH = 8, 0.1
 """Of short descents from points of a relaxation."""
@@ -33,6 +35,22 @@ def polish(
     """Inputs at the ends of short descents from points of a relaxation, (batch, n), and their objectives, (batch,)."""
     inside = program.inside_box(torch.nan_to_num(inputs).round())
     return signed_gradient(program, inside, objective, POLISH_STEPS, generator, POLISH_REACH, late)
+
+
+def sample(judge: Judge, count: int, seed: int) -> None:
+    """The middle and random points of the region."""
+    box, inputs = judge.query.inputs.box, judge.query.inputs
+    random = np.random.default_rng(seed)
+    if inputs.low is None or inputs.high is None:
+        codes = random.integers(box.low, box.high + 1, (count, *box.low.shape))
+        codes[0] = (box.low + box.high) // 2
+        judge.judge(inputs.stand_for(codes), codes)
+        return
+    low, high = inputs.low.astype(np.float64), inputs.high.astype(np.float64)
+    mix = random.random((count, *low.shape))
+    mix[0] = 0.5
+    x = np.clip((low + mix * (high - low)).astype(np.float32), inputs.low, inputs.high)
+    judge.judge(x, inputs.quantize(x))
 
 
 def attack_classes(joint: Joint, judge: Judge, generator: torch.Generator, late: Callable[[], bool]) -> None:
@@ -52,52 +70,47 @@ def attack_classes(joint: Joint, judge: Judge, generator: torch.Generator, late:
     judge.judge(*judge.query.inputs.points(joint, points.numpy()))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Reached:
+    """The ends of a gradient attack: points (cases · restarts, n), and their objectives (cases, restarts)."""
+
+    objective: Tensor
+    points: Tensor
+    values: Tensor
+
+
 def attack_differences(
+    joint: Joint, cases: tuple[Case, ...], judge: Judge, generator: torch.Generator, late: Callable[[], bool]
+) -> Reached:
+    """Push every row of the difference down by signed gradients."""
+    program = joint.program
+    objective = root_domains(program, list(cases)).objective
+    restarts = RESTARTS if len(program.units) <= MANY_UNITS else FEW_RESTARTS
+    starts = random_starts(program, restarts, generator).repeat(len(objective), 1)
+    points, values = signed_gradient(program, starts, objective.repeat_interleave(restarts, 0), STEPS, generator, late=late)
+    judge.judge(*judge.query.inputs.points(joint, points.numpy()))
+    return Reached(objective, points, values.view(len(objective), restarts))
+
+
+def refine_differences(
     joint: Joint,
-    cases: tuple[Case, ...],
+    reached: Reached,
     judge: Judge,
     generator: torch.Generator,
     late: Callable[[], bool],
     enough: Callable[[], bool],
-) -> str:
-    """Push every row of the difference down: signed gradients, local search, and annealing from the best points.
-
-    Args:
-        enough: asked between the three.
-
-    Returns:
-        a line that says how far it came.
-    """
-    program = joint.program
-    domains = root_domains(program, list(cases))
-    starts = random_starts(program, RESTARTS, generator)
-    points, reached = signed_gradient(
-        program,
-        starts.repeat(len(domains), 1),
-        domains.objective.repeat_interleave(RESTARTS, 0),
-        STEPS,
-        generator,
-        late=late,
-    )
-    judge.judge(*judge.query.inputs.points(joint, points.numpy()))
-    best, which = reached.view(len(domains), RESTARTS).min(1)
+) -> None:
+    """Local search and annealing from the best ends of `attack_differences`; ``enough`` is asked in between."""
+    program, restarts = joint.program, reached.values.shape[1]
+    best, which = reached.values.min(1)
     for case in best.argsort()[:DESCENTS].tolist():
         if enough() or late():
-            break
-        start = points[case * RESTARTS + int(which[case])]
-        path = descend(program, start, domains.objective[case], ROUNDS, late)
+            return
+        path = descend(program, reached.points[case * restarts + int(which[case])], reached.objective[case], ROUNDS, late)
         judge.judge(*judge.query.inputs.points(joint, path.numpy()))
-    if not enough() and not late():
-        chosen = best.argsort()[:DESCENTS].repeat_interleave(CHAINS // DESCENTS)
-        ranked = reached.view(len(domains), RESTARTS).argsort(1)[chosen, torch.arange(len(chosen)) % RESTARTS]
-        pause = time.monotonic() + ANNEALING_SECONDS
-        ends = anneal(
-            program,
-            points[chosen * RESTARTS + ranked],
-            domains.objective[chosen],
-            MOVES,
-            generator,
-            lambda: late() or time.monotonic() > pause,
-        )
-        judge.judge(*judge.query.inputs.points(joint, ends.numpy()))
-    return f"attack: a difference of {float(judge.attained):.6g}"
+    if enough() or late():
+        return
+    chosen = best.argsort()[:DESCENTS].repeat_interleave(CHAINS // DESCENTS)
+    ranked = reached.values.argsort(1)[chosen, torch.arange(len(chosen)) % restarts]
+    ends = anneal(program, reached.points[chosen * restarts + ranked], reached.objective[chosen], MOVES, generator, late)
+    judge.judge(*judge.query.inputs.points(joint, ends.numpy()))

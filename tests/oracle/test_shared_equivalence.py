@@ -40,10 +40,9 @@ BAB = Options(method=Method.BAB, timeout=20)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is found before the search, which is shared at once."""
     monkeypatch.setattr(engine, "ENUMERATION_LIMIT", 0)
-    monkeypatch.setattr(engine, "attack_differences", lambda *_: "no attack")
-    monkeypatch.setattr(engine, "attack_classes", lambda *_: None)
+    for name in ("sample", "attack_differences", "refine_differences", "attack_classes"):
+        monkeypatch.setattr(engine, name, lambda *_: None)
     monkeypatch.setattr(engine, "ROOT_ITERATIONS", 1)
-    monkeypatch.setattr(engine._Search, "_sample", lambda self: None)
     for name in ("FIRST_SECONDS", "FIRST_NODES", "FIRST_LIMIT", "LEAST_AGE"):
         monkeypatch.setattr(sharing, name, 0)
     monkeypatch.setattr(sharing, "FIRST_BUDGET", 0.002)

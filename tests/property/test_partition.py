@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 
@@ -15,7 +16,7 @@ from qertify.bounds.program import Program
 from qertify.network.evaluate import evaluate
 from qertify.network.ranges import ranges
 from qertify.network.tensor import IntegerArray
-from qertify.parallel.partition import at_threshold, by_levels, deal, halves, pack, unpack
+from qertify.parallel.partition import at_threshold, by_levels, by_output, deal, halves, pack, unpack
 from qertify.search.domains import Subproblem, root_subproblems
 from qertify.specification.cases import CaseSplitter
 from qertify.specification.property import Classification, Ties
@@ -105,6 +106,45 @@ def test_there_is_something_to_cut() -> None:
             seen["several"] += len(by_levels(tiny.program, tiny.splitter, root, 4)) > 2
     assert seen["violated"] > 20
     assert seen["several"] > 20
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_intervals_of_an_output_cover_and_do_not_overlap(number: int) -> None:
+    """Of codes, where the unit has values, and of accumulators; composed with each other and with neurons."""
+    generator = np.random.default_rng(number)
+    tiny = Tiny(generator, number)
+    program = tiny.program
+    for root in root_subproblems(program, tiny.cases)[:3]:
+        inside = tiny.inside(root)
+        for unit in (0, len(program.units) - 1):
+            count = int(generator.integers(2, 6))
+            parts = list(by_output(program, root, unit, count))
+            assert len(parts) <= count
+            for _ in range(2):
+                chosen, other = int(generator.integers(len(parts))), int(generator.integers(len(program.units)))
+                middle = float((program.low[other] + program.high[other]) // 2) + 1
+                parts[chosen : chosen + 1] = at_threshold(program, parts[chosen], other, middle)
+                chosen = int(generator.integers(len(parts)))
+                parts[chosen : chosen + 1] = by_output(program, parts[chosen], len(program.units) - 1, 3)
+            assert np.array_equal(np.sum([tiny.inside(part) for part in parts], axis=0), inside)
+
+
+def test_intervals_of_an_output_have_about_equal_cost() -> None:
+    widths: list[list[int]] = []
+    for number in range(40):
+        tiny = Tiny(np.random.default_rng(number), number)
+        program = tiny.program
+        for unit in range(len(program.units)):
+            if not tiny.cases or not bool(program.has_value[unit]):
+                continue
+            root = root_subproblems(program, tiny.cases)[0]
+            parts = by_output(program, root, unit, 4)
+            ends = [program.values(torch.stack([part.low, part.high]))[:, unit].tolist() for part in parts]
+            assert all(last < first for (_, last), (first, _) in itertools.pairwise(ends))
+            widths.append([int(last - first) + 1 for first, last in ends])
+    whole = [row for row in widths if sum(row) >= 8]
+    assert len(whole) > 5
+    assert all(len(row) == 4 and max(row) <= 2 * min(row) + 1 for row in whole)
 
 
 def test_levels_are_cut_by_cost() -> None:

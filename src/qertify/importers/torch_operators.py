@@ -197,9 +197,7 @@ def _addition(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     if np.array_equal(images[0], images[1]):
         return sum_of(operation.name, a, b, body)
     if broadcast:
-        raise operation.unsupported(
-            None, "its rounding depends on where elements lie; expand its operands first"
-        )
+        raise operation.unsupported(None, "its rounding depends on where elements lie; expand its operands first")
     in_tail = _tail(operation, a_tensor, b_tensor).reshape(-1)
     parts: list[Codes] = []
     for name, rule, chosen in (("body", body, np.flatnonzero(~in_tail)), ("tail", tail, np.flatnonzero(in_tail))):

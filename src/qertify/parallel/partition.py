@@ -4,7 +4,8 @@ A part is a box of inputs, or a subproblem of a search: a case of the violation 
 and return parts that together hold every violation of it, so the conjunction of their answers is exact:
 
 - property-based: a subproblem a case, that is a competing class, or an output and sign (`root_subproblems`);
-- output-based: intervals of the label's output level (`by_levels`), which do not overlap;
+- output-based: intervals of the label's output level (`by_levels`), or of any output's code (`by_output`), which do not
+  overlap;
 - neurons: z ≤ T−1 or z ≥ T at a threshold T of one unit (`at_threshold`), which do not overlap;
 - inputs: halves of the box (`halves`), which do not overlap.
 
@@ -80,6 +81,41 @@ def at_threshold(program: Program, subproblem: Subproblem, unit: int, threshold:
     high[unit] = min(float(high[unit]), threshold - program.gap(unit))
     low[unit] = max(float(low[unit]), threshold)
     return replace(subproblem, high=high), replace(subproblem, low=low)
+
+
+def by_output(
+    program: Program, subproblem: Subproblem, unit: int, count: int, cost: Cost | None = None
+) -> tuple[Subproblem, ...]:
+    """Up to ``count`` intervals of an output code, or of an output's integer accumulator, of about equal cost.
+
+    Args:
+        unit: of the output: its values are the codes, or it has none and its accumulator is cut.
+        cost: of a part; by default the number of codes or integers that are left.
+    """
+    parts = [subproblem]
+
+    def ends(part: Subproblem) -> tuple[float, float]:
+        if not bool(program.has_value[unit]):
+            return float(part.low[unit]), float(part.high[unit])
+        first, last = (program.values(bound[None])[0, unit] for bound in (part.low, part.high))
+        return float(first), float(last)
+
+    def width(part: Subproblem) -> float:
+        first, last = ends(part)
+        return last - first
+
+    while len(parts) < count:
+        several = [position for position, part in enumerate(parts) if width(part) > 0]
+        if not several:
+            break
+        costliest = max(several, key=lambda position: (cost or width)(parts[position]))
+        first, last = ends(parts[costliest])
+        middle = first + (last - first) // 2 + 1
+        threshold = middle
+        if bool(program.has_value[unit]):
+            threshold = float(program.threshold(torch.full_like(program.low, middle)[None])[0, unit])
+        parts[costliest : costliest + 1] = at_threshold(program, parts[costliest], unit, threshold)
+    return tuple(parts)
 
 
 def halves(box: IntegerBox, count: int) -> tuple[IntegerBox, ...]:

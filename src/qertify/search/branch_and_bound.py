@@ -215,12 +215,18 @@ class BranchAndBound:
         while self._waiting or self._queue:
             if self._late() or (max_nodes is not None and self._nodes >= max_nodes):
                 return self._outcome(None)
-            found = self._bound(self._waiting[: self._batch]) if self._waiting else self._split()
+            found = self._bound(self._waiting[: self._batch]) if self._bounds_next() else self._split()
             if found is not None:
                 return self._outcome(found)
             if report is not None:
                 report(self)
         return self._outcome(None)
+
+    def _bounds_next(self) -> bool:
+        """Whether what waits is at least as urgent as what could be split: always so, but for domains from elsewhere."""
+        if not self._waiting or not self._queue or self._diving:
+            return bool(self._waiting)
+        return self._waiting[0].margin <= self._queue[0][2].margin
 
     def _outcome(self, counterexample: IntegerArray | None) -> SearchOutcome:
         left = [item for _, _, item in self._queue] + self._stuck
@@ -341,6 +347,12 @@ class BranchAndBound:
             self._queue = []
             for item in items:
                 self._push(item)
+        later, self._waiting = self._waiting, []
+        found = self._split_most_urgent()
+        self._waiting += later
+        return found
+
+    def _split_most_urgent(self) -> IntegerArray | None:
         for _ in range(min(max(1, self._batch // 2), len(self._queue))):
             _, _, item = heapq.heappop(self._queue)
             if item.bisect or not item.fixed:

@@ -389,7 +389,7 @@ class _Search:
         if self._executor is None or self._executor.size < 2 or not can_travel(program):
             outcome = tree.run(deadline, report=report)
         else:
-            context = program_context(program, cases, real_inputs(joint).tolist(), options.seed)
+            context = program_context(program, cases, real_inputs(joint).tolist(), options.seed, not squeezing)
             shared = Shared(context, program, OneLevel(), gains, deadline, lambda: False, self._say, from_worker)
             outcome, self._finding.reason = run_shared(self._executor, shared, tree, report)
         self._finding.nodes += outcome.nodes

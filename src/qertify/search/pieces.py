@@ -29,7 +29,7 @@ from qertify.parallel.partition import case_from, pack, pack_rows, unpack, unpac
 from qertify.parallel.programs import digest_of, unpack_program
 from qertify.parallel.worker import Desk
 from qertify.runtimes.base import runner
-from qertify.search.branch_and_bound import BranchAndBound, Leaf, Replay
+from qertify.search.branch_and_bound import BranchAndBound, Leaf, Replay, open_leaf
 from qertify.search.branching import Gains
 from qertify.search.domains import root_domains
 from qertify.search.equivalence_attack import polish
@@ -167,7 +167,7 @@ def any_program(desk: Desk, context: Message, deadline: float | None, stopped: C
 
     options, real = replace(desk.options, seed=context["seed"]), np.array(context["real"], dtype=bool)
     solver = JointSolver(program, real, options, _solvers(options.memory), coupled=True, consider=consider)
-    leaf = partial(close_leaf, solver, deadline)
+    leaf = partial(close_leaf, solver, deadline) if context["leaves"] else open_leaf
     yield Bench(program, OneLevel(), collect, leaf, candidates, lambda: promising and context["eager"])
 
 

@@ -106,13 +106,14 @@ class _State:
     patience: float = 0.0
 
 
-def program_context(program: Program, cases: Sequence[Case], real: Sequence[bool], seed: int) -> Message:
+def program_context(program: Program, cases: Sequence[Case], real: Sequence[bool], seed: int, leaves: bool = True) -> Message:
     """A context that holds the program itself, for any search whose cases have one level; see `can_travel`.
 
     Args:
         cases: whose points are wanted.
         real: which inputs of the program are real numbers, (n,); the others are integers.
         seed: of everything random.
+        leaves: whether solvers are asked about leaves.
     """
     text = json.dumps(pack_program(program))
     return {
@@ -122,6 +123,7 @@ def program_context(program: Program, cases: Sequence[Case], real: Sequence[bool
         "cases": [asdict(case) for case in cases],
         "real": [bool(item) for item in real],
         "seed": seed,
+        "leaves": leaves,
         "eager": True,
     }
 

@@ -20,7 +20,8 @@ from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
-from qertify.queries.radius import RadiusResult, _Search, maximum_radius
+from qertify.queries.radius import RadiusResult, maximum_radius
+from qertify.queries.radius_search import RadiusSearch
 from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.search.question import Decision
 from qertify.specification.property import Classification, Ties
@@ -185,7 +186,9 @@ def test_an_accepted_claim_that_is_refuted_is_withdrawn() -> None:
     claim = answer(verdict=Verdict.ROBUST, evidence=Evidence.SOLVER_CLAIM)
     found = answer(verdict=Verdict.NON_ROBUST, counterexample=Counterexample((), (), 1, 2))
     answers = {3: claim, 5: found}
-    search = _Search(lambda radius, _: answers[radius], Options(accept_solver_claims=True), 9)
+    search = RadiusSearch(
+        lambda radius, _: answers[radius], lambda found: found.distance, Options(accept_solver_claims=True), 9
+    )
     search.decide(3, Method.ILP, None)
     assert (search.verified, search.evidence) == (3, Evidence.SOLVER_CLAIM)
     search.decide(5, Method.ILP, None)

@@ -3,11 +3,15 @@
     python -m benchmarks.scaling record --out pieces.json --count 30 --timeout 20
     python -m benchmarks.scaling replay pieces.json --questions 10000 --plot scaling.svg
     python -m benchmarks.scaling ratio --model mnist_1blk_100_in_8_qu_6 --count 12
+    python -m benchmarks.scaling split --sample 588 --radius 6
+    python -m benchmarks.scaling split --equivalence 1blk_100 --bits 6 --sample 3236 --radius 6 --factor 1.05
 
 `record` answers hard published questions in this process, with the searches cut into short pieces, and writes down the time of
 every piece and which pieces it came from; and it measures what a piece costs that does nothing. `replay` schedules whole
 campaigns of such questions on 1 … 1,024 workers as the runner does: a worker a question, and where workers have nothing to do
 any more, the longest questions are cut into their pieces. `ratio` times a radius campaign with one and with two workers.
+`split` answers one question here alone, and with its search shared out among two workers, and prints wall and CPU times: is it
+robust, or do two networks stay within a factor above the difference that an attack reaches?
 """
 
 from __future__ import annotations
@@ -17,24 +21,28 @@ import heapq
 import json
 import random
 import re
+import resource
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.equivalence import mnist_query
 from benchmarks.published_tasks import images, published_network, tasks
 
 from qertify.campaign.runner import ENOUGH_IDLE, HELP_AFTER, HELPERS
 from qertify.importers.registry import ImportOptions
 from qertify.network.storage import save
-from qertify.options import Options
+from qertify.options import Method, Options
 from qertify.parallel.executor import InProcess, first_done
 from qertify.parallel.processes import Processes
 from qertify.parallel.worker import Desk, greeting
+from qertify.queries.equivalence import equivalence
 from qertify.queries.pieces import question_piece, search_piece
 from qertify.queries.robustness import local_robustness, verify
 from qertify.search import sharing
@@ -247,6 +255,50 @@ def ratio(arguments: argparse.Namespace) -> None:
     print(f"ratio {walls[1] / walls[2]:.2f}; {len(same)} radii exact in both, {sum(same)} of them equal")
 
 
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def split(arguments: argparse.Namespace) -> None:
+    """One question alone, and with its search shared out."""
+    sample, radius, imports = arguments.sample, arguments.radius, ImportOptions()
+    ask: Callable[..., Any]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.qnet"
+        if arguments.equivalence:
+            query, _ = mnist_query(arguments.equivalence, arguments.bits, sample, radius)
+            reached = equivalence(query, Options(method=Method.ATTACK, timeout=20.0)).max_delta
+            assert reached is not None
+            question: Any = replace(query, delta=Fraction(reached[0]) * Fraction(arguments.factor))
+            network, ask = query.quantized, equivalence
+        else:
+            network = published_network(f"{arguments.model}.h5")
+            pixels, labels = images("mnist")
+            centre = np.minimum(pixels[sample], network.input.high)
+            question, ask = local_robustness(network, centre, radius, label=int(labels[sample])), verify
+        save(network, path)
+        options = Options(timeout=arguments.timeout)
+        for workers in (1, 2):
+            before, lines = cpu_seconds(), list[str]()
+            with closing(Processes(workers, greeting(path, imports, Options()), network.digest)) as executor:
+                if workers > 1:
+                    executor.prepare()
+                    while executor.ready < workers:
+                        time.sleep(0.05)
+                start = time.perf_counter()
+                result = ask(question, options, lines.append, executor=executor if workers > 1 else None)
+                seconds = time.perf_counter() - start
+            print(
+                f"{workers} worker(s): {result.verdict.value} in {seconds:.1f} s, {cpu_seconds() - before:.1f} s of CPU with"
+                f" the start of the workers, {result.nodes} domains",
+                *(line for line in lines if line.startswith("shared search")),
+                sep="; ",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -272,6 +324,15 @@ def main() -> None:
     three.add_argument("--count", type=int, default=12)
     three.add_argument("--timeout", type=float, default=20.0)
     three.set_defaults(run=ratio)
+    four = commands.add_parser("split")
+    four.add_argument("--model", default="mnist_1blk_100_in_8_qu_6")
+    four.add_argument("--equivalence", metavar="NAME", help="compare the float network of this name and its quantization")
+    four.add_argument("--bits", type=int, default=6)
+    four.add_argument("--factor", default="1.1")
+    four.add_argument("--sample", type=int, required=True)
+    four.add_argument("--radius", type=int, required=True)
+    four.add_argument("--timeout", type=float, default=60.0)
+    four.set_defaults(run=split)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

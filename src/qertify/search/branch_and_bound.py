@@ -202,6 +202,7 @@ class BranchAndBound:
         max_nodes: int | None = None,
         report: Callable[[BranchAndBound], None] | None = None,
         stopped: Callable[[], bool] = lambda: False,
+        pause: float | None = None,
     ) -> SearchOutcome:
         """Search until every domain is closed, a counterexample replays, or a limit is reached.
 
@@ -209,11 +210,13 @@ class BranchAndBound:
             deadline: of `time.monotonic`.
             max_nodes: total number of domains to bound.
             report: called after every batch.
-            stopped: polled; once it is true, the search ends as at the deadline.
+            stopped: polled; once it is true, the search ends, and the domains at hand stay as they were.
+            pause: of `time.monotonic`; what is begun by then is finished first, unlike at the deadline.
         """
         self._deadline, self._stopped = deadline, stopped
         while self._waiting or self._queue:
-            if self._late() or (max_nodes is not None and self._nodes >= max_nodes):
+            over = pause is not None and time.monotonic() > pause
+            if over or self._late() or (max_nodes is not None and self._nodes >= max_nodes):
                 return self._outcome(None)
             found = self._bound(self._waiting[: self._batch]) if self._bounds_next() else self._split()
             if found is not None:
@@ -264,6 +267,10 @@ class BranchAndBound:
             return None
         domains = Domains(low[kept], high[kept], *objectives(self._program, [cases[row] for row in kept.tolist()]))
         relaxation = self._relaxer.relax(domains)
+        if self._stopped():  # it ended too early: to split all of these would be a waste
+            self._waiting[:0] = batch
+            self._nodes -= len(batch)
+            return None
         proof = prove(self._program, domains, relaxation.multipliers)
         self._record(proof, [batch[row].node for row in kept.tolist()])
         self._learn([batch[row] for row in kept.tolist()], proof.margin)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Protocol
 
@@ -58,7 +57,7 @@ class Bench:
     splitter: Bisector
     replay: Replay
     leaf: Leaf
-    candidates: deque[Tensor] = field(default_factory=deque[Tensor])
+    candidates: Callable[[], list[Tensor]] = list[Tensor]
     enough: Callable[[], bool] = lambda: False
 
 
@@ -103,7 +102,8 @@ def _search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
             bench.program, bench.splitter, (), bench.replay, bench.leaf, memory=desk.options.memory, gains=gains
         )
         tree.add(unpack(piece["domains"], bench.program))
-        outcome = tree.run(time.monotonic() + piece["budget"], stopped=lambda: stopped() or bench.enough())
+        until = time.monotonic() + piece["budget"]
+        outcome = tree.run(deadline, stopped=lambda: stopped() or bench.enough(), pause=until)
     found = outcome.counterexample
     return {
         "domains": pack(tree.hand_over()),
@@ -111,7 +111,7 @@ def _search(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
         "nodes": outcome.nodes,
         "leaf_solvers": sorted(outcome.leaf_solvers),
         "counterexample": None if found is None else found.reshape(-1).tolist(),
-        "candidates": [len(bench.candidates), pack_rows(list(bench.candidates))],
+        "candidates": [len(points := bench.candidates()), pack_rows(points)],
         "eager": bench.enough(),
         "seconds": time.monotonic() - start,
     }
@@ -149,26 +149,29 @@ def any_program(desk: Desk, context: Message, deadline: float | None, stopped: C
     domains = root_domains(program, cases)
     outputs = torch.tensor(list(program.output_units().values()), dtype=torch.long, device=program.low.device)
     generator = torch.Generator().manual_seed(context["seed"])
-    candidates: deque[Tensor] = deque(maxlen=CANDIDATES)
+    candidates: list[tuple[float, Tensor]] = []
     promising = False
 
     def collect(points: Tensor, objective: Tensor) -> None:
         nonlocal promising
         ends, reached = polish(program, points, objective, generator, stopped)
-        candidates.extend(ends[reached.argsort()[:CANDIDATES_A_BATCH]])
         z = forward(program, ends)[0]
         inside = (domains.low[:, outputs] <= z[:, None, outputs]) & (z[:, None, outputs] <= domains.high[:, outputs])
         hits = ((z @ domains.objective.T <= domains.limit) & inside.all(-1)).any(1)
-        candidates.extend(ends[hits][:CANDIDATES_A_BATCH])
+        reached = torch.where(hits, -torch.inf, reached)
+        candidates.extend((float(reached[row]), ends[row]) for row in reached.argsort()[:CANDIDATES_A_BATCH].tolist())
         promising |= bool(hits.any())
 
     def consider(point: FloatArray) -> None:
-        candidates.extend(torch.from_numpy(point))
+        candidates.extend((-np.inf, row) for row in torch.from_numpy(point))
+
+    def best() -> list[Tensor]:
+        return [point for _, point in sorted(candidates, key=lambda item: item[0])[:CANDIDATES]]
 
     options, real = replace(desk.options, seed=context["seed"]), np.array(context["real"], dtype=bool)
     solver = JointSolver(program, real, options, _solvers(options.memory), coupled=True, consider=consider)
     leaf = partial(close_leaf, solver, deadline) if context["leaves"] else open_leaf
-    yield Bench(program, OneLevel(), collect, leaf, candidates, lambda: promising and context["eager"])
+    yield Bench(program, OneLevel(), collect, leaf, best, lambda: promising and context["eager"])
 
 
 @lru_cache(maxsize=1)

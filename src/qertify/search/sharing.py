@@ -170,8 +170,7 @@ def run_shared(
     start = time.monotonic()
     while True:
         until = time.monotonic() + FIRST_SECONDS
-        last = until if shared.deadline is None else min(until, shared.deadline)
-        outcome = tree.run(last, report=report, stopped=shared.stopped)
+        outcome = tree.run(shared.deadline, report=report, stopped=shared.stopped, pause=until)
         ended = outcome.counterexample is not None or time.monotonic() < until  # or nothing is left, or it is late
         if ended:
             return outcome, None

@@ -42,7 +42,7 @@ def start(folder: Path, engine: str, *flags: str) -> subprocess.Popen[str]:
 import ctypes, os, signal, subprocess, sys, time
 from qertify.cli import main
 
-def verify(query, options, progress):
+def verify(query, options, progress, *_):
     {ENGINES[engine]}
 
 def run(arguments, channel, run=main.run):  # in the supervised child, as the engine is

@@ -15,7 +15,8 @@ from qertify.bounds.program import Program
 from qertify.bounds.tighten import retighten
 from qertify.network.network import Network
 from qertify.network.ranges import ranges
-from qertify.search.branch_and_bound import BATCH, MEMORY, BranchAndBound, Closure, LeafAnswer
+from qertify.search.branch_and_bound import BATCH, MEMORY, BranchAndBound
+from qertify.search.leaf import Closure, LeafAnswer
 from qertify.specification.cases import output_view
 from qertify.specification.property import Classification
 from qertify.specification.region import IntegerBox

@@ -20,8 +20,9 @@ from qertify.parallel.executor import InProcess
 from qertify.parallel.programs import pack_program, unpack_program
 from qertify.parallel.worker import Desk, greeting
 from qertify.search import sharing
-from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer
+from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.branching import Gains
+from qertify.search.leaf import Closure, LeafAnswer
 from tests.oracle.random_networks import random_network
 from tests.property.test_partition import Tiny
 

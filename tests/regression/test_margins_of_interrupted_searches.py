@@ -7,7 +7,8 @@ import torch
 
 from qertify.bounds.compile import compile_program
 from qertify.network.ranges import ranges
-from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer
+from qertify.search.branch_and_bound import BranchAndBound
+from qertify.search.leaf import Closure, LeafAnswer
 from qertify.specification.property import Classification
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import splitter_of

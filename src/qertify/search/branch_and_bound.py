@@ -11,7 +11,6 @@ import heapq
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from qertify.bounds.tighten import propagate, retighten
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
 from qertify.search.domains import Subproblem, objectives, root_domains
+from qertify.search.leaf import Closure, Leaf
 from qertify.search.tree import SearchOutcome, SearchTree, least_margins
 from qertify.specification.cases import Case
 from qertify.specification.splitting import Bisector
@@ -41,32 +41,8 @@ DIVE_ABOVE = 20_000
 """Open domains above which the search goes deep instead of wide, to bound memory."""
 
 
-class Closure(Enum):
-    """What a leaf solver found out about one leaf."""
-
-    EMPTY = "empty"
-    COUNTEREXAMPLE = "counterexample"
-    OPEN = "open"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LeafAnswer:
-    """What a leaf holds.
-
-    Attributes:
-        counterexample: a replayed input, when there is one.
-        by: who says so: "enumeration" or the name of a solver.
-    """
-
-    closure: Closure
-    counterexample: IntegerArray | None = None
-    by: str = ""
-
-
 Replay = Callable[[Tensor, Tensor], IntegerArray | None]
 """Candidates (batch, n) in the program's inputs and their objectives (batch, N) → a replayed counterexample or None."""
-Leaf = Callable[[Case, Tensor, Tensor], LeafAnswer]
-"""Case and bounds (N,) of a domain whose values are all fixed → what it holds."""
 
 
 @dataclass(slots=True)
@@ -98,11 +74,6 @@ class _Waiting:
     parent: _Open | None = None
     side: int = 0
     margin: float = -np.inf
-
-
-def open_leaf(_case: Case, _low: Tensor, _high: Tensor) -> LeafAnswer:
-    """A leaf solver that leaves every leaf open."""
-    return LeafAnswer(Closure.OPEN)
 
 
 class BranchAndBound:

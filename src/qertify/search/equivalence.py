@@ -25,12 +25,14 @@ from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
 from qertify.parallel.programs import can_travel
 from qertify.result import Evidence, Reason
-from qertify.search.branch_and_bound import BranchAndBound, open_leaf, root_domains
+from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.branching import Gains
 from qertify.search.comparison import EquivalenceQuery, Finding, Judge, text_of
 from qertify.search.difference_rows import ClassRows, DifferenceRows
+from qertify.search.domains import root_domains
 from qertify.search.equivalence_attack import attack_classes, attack_differences, polish, refine_differences, sample
 from qertify.search.equivalence_ilp import JointSolver, close_leaf, real_inputs
+from qertify.search.leaf import open_leaf
 from qertify.search.portfolio import one_thread
 from qertify.search.sharing import Shared, program_context, run_shared
 from qertify.specification.cases import Case

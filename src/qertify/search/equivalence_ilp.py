@@ -24,8 +24,8 @@ from qertify.ilp.solvers import EXACT_SOLVERS
 from qertify.network.tensor import BoolArray, FloatArray
 from qertify.options import Options
 from qertify.result import Evidence, Reason
-from qertify.search.branch_and_bound import Closure, LeafAnswer
 from qertify.search.comparison import Finding, text_of
+from qertify.search.leaf import Closure, LeafAnswer
 from qertify.search.program_ilp import FINER, encode_program
 from qertify.specification.cases import Case
 

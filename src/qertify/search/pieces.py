@@ -28,11 +28,12 @@ from qertify.parallel.partition import case_from, pack, pack_rows, unpack, unpac
 from qertify.parallel.programs import digest_of, unpack_program
 from qertify.parallel.worker import Desk
 from qertify.runtimes.base import runner
-from qertify.search.branch_and_bound import BranchAndBound, Leaf, Replay, open_leaf
+from qertify.search.branch_and_bound import BranchAndBound, Replay
 from qertify.search.branching import Gains
 from qertify.search.domains import root_domains
 from qertify.search.equivalence_attack import polish
 from qertify.search.equivalence_ilp import JointSolver, close_leaf
+from qertify.search.leaf import Leaf, open_leaf
 from qertify.search.portfolio import one_thread
 from qertify.search.question import Decision, Question
 from qertify.search.stages import compile_cases, narrow, solve_leaf

@@ -28,8 +28,10 @@ from qertify.network.nodes import Max, Staircase
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method
 from qertify.result import Evidence
-from qertify.search.branch_and_bound import BranchAndBound, Closure, LeafAnswer, root_domains
+from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.branching import Gains
+from qertify.search.domains import root_domains
+from qertify.search.leaf import Closure, LeafAnswer
 from qertify.search.question import Question
 from qertify.search.sharing import share_search
 from qertify.specification.cases import Case

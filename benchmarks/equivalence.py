@@ -36,7 +36,8 @@ from typing import Any
 import numpy as np
 from tests.data import images, shared_data
 
-from qertify.cli.pairing import Files, RegionFlags, ask, confirm
+from qertify.cli.flags import RegionFlags
+from qertify.cli.pairing import Files, ask, confirm
 from qertify.importers.registry import ImportOptions
 from qertify.network.real_evaluate import evaluate_float64
 from qertify.options import Method, Options
@@ -65,18 +66,20 @@ def data() -> Path:
     return folder
 
 
-def quiet_ask(files: Files, input_: str, region: RegionFlags, output: int | None = None) -> EquivalenceQuery:
+def quiet_ask(
+    files: Files, input_: str, region: RegionFlags, scale: str | None = None, output: int | None = None
+) -> EquivalenceQuery:
     """The query for the greatest difference, as the command line makes it."""
     with contextlib.redirect_stderr(io.StringIO()):
-        return ask(files, input_, region, None, False, output, FloatSemantics.REAL)
+        return ask(files, input_, region, scale, None, False, output, FloatSemantics.REAL)
 
 
 def mnist_query(model: str, bits: int, sample: int, radius: int) -> tuple[EquivalenceQuery, Path]:
     """Which difference is the greatest at the predicted class?"""
     (path,) = (data() / "qebverif" / "mnist").glob(f"PTQ_mnist_{model}_in_8_relu_0.h5")
-    files = Files(path, path, ImportOptions(bits=bits, scheme="qebverif"), None, None)
-    region = RegionFlags(str(radius), Unit.LEVELS, None, None, None, "1/255")
-    query = quiet_ask(files, f"{data() / 'mnist' / 't10k-images-idx3-ubyte.gz'}[{sample}]", region)
+    files = Files(path, path, ImportOptions(bits=bits, scheme="qebverif"))
+    region = RegionFlags(str(radius), Unit.LEVELS)
+    query = quiet_ask(files, f"{data() / 'mnist' / 't10k-images-idx3-ubyte.gz'}[{sample}]", region, "1/255")
     pixels = images("mnist")[0][sample].reshape(query.quantized.input_shape)
     predicted = int(evaluate_float64(query.original, (pixels[None] / 255).astype(np.float32))[0].argmax())  # pyright: ignore
     return replace(query, output=predicted), path
@@ -169,8 +172,8 @@ def acasxu(arguments: argparse.Namespace) -> None:
             for number, point in enumerate(POINTS):
                 np.save(Path(scratch) / f"{number}.npy", np.array(point, dtype=np.float32))
                 for bits in arguments.bits:
-                    files = Files(path, path, ImportOptions(bits=bits, scheme="qebverif-acasxu"), None, None)
-                    region = RegionFlags(str(arguments.radii[0]), Unit.LEVELS, None, None, None, None)
+                    files = Files(path, path, ImportOptions(bits=bits, scheme="qebverif-acasxu"))
+                    region = RegionFlags(str(arguments.radii[0]), Unit.LEVELS)
                     query = quiet_ask(files, str(Path(scratch) / f"{number}.npy"), region)
                     result = answer(query, path, Options(timeout=arguments.budget))
                     found = result.max_delta
@@ -189,9 +192,9 @@ def cnn(arguments: argparse.Namespace) -> None:
         for sample in SAMPLES[: arguments.samples]:
             image = Path(scratch) / "x.npy"
             np.save(image, (pixels[sample] / 255).astype(np.float32).reshape(1, 28, 28))
-            files = Files(float_path, quantized_path, ImportOptions(), None, None)
+            files = Files(float_path, quantized_path, ImportOptions())
             for radius in ("1/255", "3/255"):
-                region = RegionFlags(radius, Unit.REAL, None, None, ("0", "1"), None)
+                region = RegionFlags(radius, Unit.REAL, input_range=("0", "1"))
                 query = quiet_ask(files, str(image), region)
                 result = confirm(
                     equivalence(query, Options(timeout=arguments.budget, method=Method(arguments.method))),

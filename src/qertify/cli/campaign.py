@@ -19,38 +19,34 @@ import typer
 from typer.core import TyperCommand
 
 from qertify._version import __version__
-from qertify.cli.common import (
-    INPUT_HELP,
-    BitsOption,
+from qertify.cli.common import check_writable, say
+from qertify.cli.flags import (
     EncodingOption,
-    FloatIslandsOption,
-    InputBitsOption,
-    InputShapeOption,
+    EngineFlags,
+    InputRangeOption,
+    InputsOption,
     JsonOption,
+    LabelFlags,
     ModelArgument,
-    RuntimeOption,
-    SchemeOption,
-    SolverOption,
-    TrustCodeOption,
+    ModelFlags,
+    PlaceFlags,
+    RegionFlags,
+    TargetOption,
+    TiesOption,
+    UnitOption,
     VerboseOption,
-    WeightsOption,
-    check_writable,
-    engine_options,
-    import_options,
-    say,
+    with_flags,
 )
 from qertify.cli.supervisor import Channel
-from qertify.cli.workers import ClusterOption, SchedulerOption, WorkersOption, sharing
+from qertify.cli.workers import sharing
 from qertify.errors import InvalidInputError
-from qertify.options import Method
-from qertify.parallel.place import parse_place
-from qertify.runtimes.saturation import CpuClass
 from qertify.specification.property import Ties
 from qertify.specification.units import Unit, parse_rational
 
 if TYPE_CHECKING:
     from qertify.campaign.records import Campaign, Point
-    from qertify.campaign.runner import Poser, Progress
+    from qertify.campaign.robustness import Poser
+    from qertify.campaign.runner import Progress
     from qertify.campaign.summary import Summary
     from qertify.inputs import Rows
     from qertify.network.network import Network
@@ -88,10 +84,12 @@ def _spelt_out(arguments: list[str]) -> list[str]:
     return found
 
 
+@with_flags
 def campaign_command(
     context: typer.Context,
+    *,
     model: ModelArgument,
-    inputs: Annotated[str, typer.Option(metavar="XS", help=INPUT_HELP, show_default=False)],
+    inputs: InputsOption,
     out: Annotated[Path, typer.Option(metavar="RESULTS.db", help="Where the answers go.", show_default=False)],
     radius: Annotated[
         list[str] | None, typer.Option(metavar="R …", help="One or more radii: 1 2 4, 2/255.", show_default=False)
@@ -101,47 +99,23 @@ def campaign_command(
         typer.Option(metavar="[MAX]", help="Find each input's largest radius, up to MAX levels.", show_default=False),
     ] = None,
     labels: Annotated[str | None, typer.Option(metavar="YS", help="Labels; the predicted classes if not given.")] = None,
-    radius_unit: Annotated[
-        Unit | None, typer.Option(help="What a radius of one means.", show_default="levels for codes, real for real inputs")
-    ] = None,
-    input_range: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="LO HI", help="Cut the regions to these input codes.", show_default=False)
-    ] = None,
-    target: Annotated[int | None, typer.Option(metavar="J", help="Only ask whether class J can overtake the label.")] = None,
-    ties: Annotated[Ties, typer.Option(help="Who wins a tie.")] = Ties.FIRST,
+    radius_unit: UnitOption = None,
+    input_range: InputRangeOption = None,
+    target: TargetOption = None,
+    ties: TiesOption = Ties.FIRST,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the campaign in RESULTS.db, if it has begun.")] = False,
-    workers: WorkersOption = 1,
-    scheduler: SchedulerOption = None,
-    cluster: ClusterOption = None,
     budget: Annotated[float | None, typer.Option(metavar="S", help="Seconds for all questions together.")] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Limit of one question, in seconds.")] = None,
-    memory: Annotated[float | None, typer.Option(metavar="GB", help="Limit on the memory of all workers together.")] = None,
-    method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
-    solver: SolverOption = "highs",
+    engines: EngineFlags,
     encoding: EncodingOption = "compact",
-    device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
-    cpu_class: Annotated[
-        CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
-    ] = None,
-    accept_solver_claims: Annotated[
-        bool, typer.Option("--accept-solver-claims", help="Report a floating-point solver's claim as robust.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
-    bits: BitsOption = None,
-    input_bits: InputBitsOption = None,
-    weights: WeightsOption = None,
-    scheme: SchemeOption = None,
-    input_shape: InputShapeOption = None,
-    runtime: RuntimeOption = None,
-    trust_code: TrustCodeOption = False,
-    allow_float_islands: FloatIslandsOption = False,
+    flags: ModelFlags,
+    workers: PlaceFlags,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
     """Ask one model about many inputs and radii. Exit status: 0 complete, 3 the budget ran out, 130 interrupted."""
     channel: Channel = context.obj
-    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
-    place = parse_place(workers, scheduler, cluster)
+    options = engines.options(encoding)
+    place = workers.place()
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise InvalidInputError(f"budget {budget} must be a positive number of seconds")
     spelt = _radii(radius or [])
@@ -157,13 +131,13 @@ def campaign_command(
     from qertify.campaign.runner import Plan, run_campaign
     from qertify.campaign.store import create_store, resume_store
     from qertify.campaign.summary import summarise
-    from qertify.cli.question import LabelFlags, Question, RegionFlags, pose
+    from qertify.cli.question import Question, pose
     from qertify.importers.registry import load_model
     from qertify.inputs import read_rows
     from qertify.runtimes.saturation import host_cpu_class
 
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
-    network = load_model(model, flags)
+    imports = flags.options()
+    network = load_model(model, imports)
     rows = read_rows(inputs, network)
     truth = None if labels is None else _labels(inputs, labels, rows)
     points = _points(network, rows, truth, ties)
@@ -173,7 +147,7 @@ def campaign_command(
     @lru_cache(maxsize=256)
     def question(position: int, asked: Fraction | None) -> Question:
         text, unit = ("0", Unit.LEVELS) if asked is None else (spelt[asked], radius_unit)
-        region = RegionFlags(text, unit, None, None, input_range)
+        region = RegionFlags(text, unit, input_range=input_range)
         return pose(model, network, rows, position, region, LabelFlags(points[position].label, None, target, ties))
 
     poser: Poser = question
@@ -184,13 +158,13 @@ def campaign_command(
         model, network, points, radii=tuple(map(str, spelt)), radius_unit=unit, ties=ties.value, inputs=inputs, labels=labels,
         target=target, input_range=input_range, search=search,
         options={key: value for key, value in asdict(options).items() if key not in ("keep_proof", "cpu_class")}
-        | {"method": method.value},
-        cpu_class=(cpu_class or host_cpu_class()).value if "kernels" in network.metadata else None,
+        | {"method": options.method.value},
+        cpu_class=(engines.cpu_class or host_cpu_class()).value if "kernels" in network.metadata else None,
     )  # fmt: skip
     options = replace(options, cpu_class=campaign.cpu_class)  # another machine's class must not slip in when it is resumed
     with (resume_store if resume else create_store)(out, campaign, points) as store:
         say(f"campaign: {len(points)} inputs, {_what(spelt, unit, search)}; answers are kept in {out}")
-        with sharing(place, model, flags, options, network, always=True) as executor, _shown(verbose) as progress:
+        with sharing(place, model, imports, options, network, always=True) as executor, _shown(verbose) as progress:
             assert executor is not None
             run_campaign(store, poser, Plan(executor, options, budget), progress)
         summary = summarise(store)

@@ -11,24 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qertify._version import __version__
-from qertify.cli.common import (
-    BitsOption,
-    InputBitsOption,
-    InputShapeOption,
+from qertify.cli.flags import (
+    CpuClassOption,
+    EngineFlags,
     JsonOption,
+    MemoryOption,
     ModelArgument,
-    RuntimeOption,
-    SchemeOption,
-    TrustCodeOption,
+    ModelFlags,
+    TimeoutOption,
     VerboseOption,
-    WeightsOption,
-    import_options,
+    with_flags,
 )
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
 from qertify.errors import CertificateError
 from qertify.importers.registry import ImportOptions, format_of
-from qertify.runtimes.saturation import CpuClass
 
 if TYPE_CHECKING:
     from qertify.certificates.format import Certificate
@@ -36,31 +33,22 @@ if TYPE_CHECKING:
 EXIT_STATUS = {"valid": 0, "invalid": 1, "valid_if_trusted": 3}
 
 
+@with_flags
 def check_command(
     context: typer.Context,
+    *,
     certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="Written by --certificate.", show_default=False)],
     model: ModelArgument,
-    bits: BitsOption = None,
-    input_bits: InputBitsOption = None,
-    weights: WeightsOption = None,
-    scheme: SchemeOption = None,
-    input_shape: InputShapeOption = None,
-    runtime: RuntimeOption = None,
-    trust_code: TrustCodeOption = False,
-    cpu_class: Annotated[
-        CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
-    memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
+    flags: ModelFlags,
+    cpu_class: CpuClassOption = None,
+    timeout: TimeoutOption = None,
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
     """Check a certificate against a model. Exit status: 0 valid, 1 invalid, 2 unusable, 3 valid if named steps are trusted."""
-    from qertify.cli.common import engine_options
-    from qertify.options import Method
-
     channel: Channel = context.obj
-    limits = engine_options(Method.AUTO, "highs", timeout, memory, 0, "cpu", cpu_class)
+    limits = EngineFlags(cpu_class=cpu_class, timeout=timeout, memory=memory).options()
     channel.limit(limits.timeout, limits.memory)
     start = time.monotonic()
 
@@ -69,8 +57,7 @@ def check_command(
     from qertify.importers.registry import load_model
 
     found = load(certificate)
-    given = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, scheme=scheme)
-    network = load_model(model, _completed(given, found, model))
+    network = load_model(model, _completed(flags.options(), found, model))
     answer = describe(found) | {"verdict": "unknown", "reason": "timeout", "trusted": [], "leaves": 0, "seconds": 0.0}
     channel.draft(answer, as_json)
     report = check(found, network)
@@ -112,7 +99,7 @@ def _completed(given: ImportOptions, certificate: Certificate, model: Path) -> I
 def _doubts(network: Any, certificate: Certificate, cpu_class: str | None) -> tuple[str, ...]:
     """Why the runtime's integers may not be those that the certificate speaks of."""
     from qertify.certificates.check import box
-    from qertify.runtimes.saturation import arithmetic_doubts, host_cpu_class
+    from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
     from qertify.specification.region import IntegerBox
 
     chosen = host_cpu_class() if cpu_class is None else CpuClass(cpu_class)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qertify.cli.common import JsonOption, VerboseOption
+from qertify.cli.flags import JsonOption, VerboseOption
 from qertify.cli.supervisor import Channel
 
 if TYPE_CHECKING:

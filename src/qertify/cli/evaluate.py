@@ -8,22 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
-from qertify.cli.common import (
-    INPUT_HELP,
-    BitsOption,
-    FloatIslandsOption,
-    InputBitsOption,
-    InputShapeOption,
+from qertify.cli.common import check_writable, say
+from qertify.cli.flags import (
+    InputsOption,
     JsonOption,
     ModelArgument,
-    RuntimeOption,
-    SchemeOption,
-    TrustCodeOption,
+    ModelFlags,
+    TiesOption,
     VerboseOption,
-    WeightsOption,
-    check_writable,
-    import_options,
-    say,
+    with_flags,
 )
 from qertify.cli.supervisor import Channel
 from qertify.specification.property import Ties
@@ -33,21 +26,16 @@ CHUNK = 1024
 SHOWN = 20
 
 
+@with_flags
 def evaluate_command(
     context: typer.Context,
+    *,
     model: ModelArgument,
-    inputs: Annotated[str, typer.Option(metavar="XS", help=INPUT_HELP, show_default=False)],
+    inputs: InputsOption,
     labels: Annotated[str | None, typer.Option(metavar="FILE", help="Labels at the same rows, for the accuracy.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="Y.npy", help="Save the output codes, one row an input.")] = None,
-    ties: Annotated[Ties, typer.Option(help="Who wins a tie.")] = Ties.FIRST,
-    bits: BitsOption = None,
-    input_bits: InputBitsOption = None,
-    weights: WeightsOption = None,
-    scheme: SchemeOption = None,
-    input_shape: InputShapeOption = None,
-    runtime: RuntimeOption = None,
-    trust_code: TrustCodeOption = False,
-    allow_float_islands: FloatIslandsOption = False,
+    ties: TiesOption = Ties.FIRST,
+    flags: ModelFlags,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -60,9 +48,7 @@ def evaluate_command(
 
     channel: Channel = context.obj
     check_writable(out, ".npy", "--out")
-    network = load_model(
-        model, import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
-    )
+    network = load_model(model, flags.options())
     rows = read_rows(inputs, network)
     truth = None if labels is None else read_labels(labels, rows.index)
     parts = [evaluate(network, rows.codes[start : start + CHUNK]) for start in range(0, len(rows.codes), CHUNK)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qertify.cli.common import VerboseOption
+from qertify.cli.flags import VerboseOption
 from qertify.cli.supervisor import Channel
 
 

@@ -9,34 +9,16 @@ from typing import Any
 
 import typer
 
-from qertify.cli.common import (
-    BitsOption,
-    FloatIslandsOption,
-    InputBitsOption,
-    InputShapeOption,
-    JsonOption,
-    ModelArgument,
-    RuntimeOption,
-    SchemeOption,
-    TrustCodeOption,
-    VerboseOption,
-    WeightsOption,
-    import_options,
-)
+from qertify.cli.flags import JsonOption, ModelArgument, ModelFlags, VerboseOption, with_flags
 from qertify.cli.supervisor import Channel
 
 
+@with_flags
 def info(
     context: typer.Context,
+    *,
     model: ModelArgument,
-    bits: BitsOption = None,
-    input_bits: InputBitsOption = None,
-    weights: WeightsOption = None,
-    scheme: SchemeOption = None,
-    input_shape: InputShapeOption = None,
-    runtime: RuntimeOption = None,
-    trust_code: TrustCodeOption = False,
-    allow_float_islands: FloatIslandsOption = False,
+    flags: ModelFlags,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
@@ -44,8 +26,7 @@ def info(
     from qertify.importers.registry import load_model
 
     channel: Channel = context.obj
-    options = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
-    description = describe(load_model(model, options))
+    description = describe(load_model(model, flags.options()))
     return channel.finish(json.dumps(description) + "\n" if as_json else _table(description), 0)
 
 

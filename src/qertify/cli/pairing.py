@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from qertify.cli.common import say
+from qertify.cli.flags import RegionFlags
 from qertify.errors import InvalidInputError, MissingExtraError, ReplayError, UnsupportedModelError
 from qertify.importers.registry import FLOAT_FORMATS, ImportOptions, format_of, load_float_model, load_model
 from qertify.inputs import read_raw_row
@@ -32,32 +33,21 @@ class Files:
     original: Path
     quantized: Path
     flags: ImportOptions
-    bits: int | None
-    runtime: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class RegionFlags:
-    """The region as asked for; ``scale`` is what one code is to the float model."""
-
-    radius: str | None
-    unit: Unit | None
-    lower: str | None
-    upper: str | None
-    limits: tuple[str, str] | None
-    scale: str | None
+    bits: int | None = None
+    runtime: str | None = None
 
 
 def ask(
     files: Files,
     input_: str,
     region: RegionFlags,
+    scale: str | None,
     delta: str | None,
     top1: bool,
     output: int | None,
     semantics: FloatSemantics,
 ) -> EquivalenceQuery:
-    """The query; says on stderr how the region was understood.
+    """The query; says on stderr how the region was understood. ``scale`` is what one code is to the float model.
 
     Raises:
         QertifyError: whatever is wrong with the flags, the models, the input or the region.
@@ -66,10 +56,10 @@ def ask(
     if wanted is not None and wanted <= 0:
         raise InvalidInputError(f"delta {delta} must be positive")
     quantized = load_model(files.quantized, files.flags)
-    original = _original(files)
+    original = read_original(files)
     if original.input_shape != quantized.input_shape and math.prod(original.input_shape) != math.prod(quantized.input_shape):
         raise InvalidInputError(f"the models read inputs of shapes {original.input_shape} and {quantized.input_shape}")
-    inputs = _inputs(quantized, input_, region)
+    inputs = _inputs(quantized, input_, region, scale)
     query = EquivalenceQuery(original, quantized, inputs, wanted, top1, output, semantics)
     found = describe(inputs)
     kind = "codes" if inputs.is_grid else "real inputs"
@@ -77,7 +67,8 @@ def ask(
     return query
 
 
-def _original(files: Files) -> RealNetwork | Network:
+def read_original(files: Files) -> RealNetwork | Network:
+    """The first model: a float network, or a quantized one where ``bits`` or ``runtime`` or the file itself says so."""
     if files.bits is not None or files.runtime is not None:
         flags = replace(files.flags, bits=files.bits or files.flags.bits, runtime=files.runtime or files.flags.runtime)
         return load_model(files.original, flags)
@@ -98,7 +89,7 @@ def _original(files: Files) -> RealNetwork | Network:
         raise
 
 
-def _inputs(network: Network, input_: str, region: RegionFlags) -> PairedInput:
+def _inputs(network: Network, input_: str, region: RegionFlags, input_scale: str | None) -> PairedInput:
     if (region.lower is None) != (region.upper is None):
         raise InvalidInputError("--lower and --upper go together")
     if (region.radius is None) == (region.lower is None):
@@ -106,19 +97,19 @@ def _inputs(network: Network, input_: str, region: RegionFlags) -> PairedInput:
     radius = None if region.radius is None else parse_rational(region.radius, "radius")
     if radius is not None and radius < 0:
         raise InvalidInputError(f"radius {region.radius} is negative")
-    scale = None if region.scale is None else parse_rational(region.scale, "input scale")
+    scale = None if input_scale is None else parse_rational(input_scale, "input scale")
     if scale is not None and scale <= 0:
-        raise InvalidInputError(f"input scale {region.scale} must be positive")
+        raise InvalidInputError(f"input scale {input_scale} must be positive")
     factor = code_factor(network) if scale is None else scale
     centre = read_raw_row(input_, network.input_shape)
     reads_codes = network.runtime_profile not in RUNTIMES or _reads_codes(network)
     are_codes = reads_codes and centre.dtype.kind != "f"
-    unit = region.unit or (Unit.LEVELS if reads_codes else Unit.REAL)
-    if not reads_codes and region.unit is None and region.radius is not None and region.radius.strip().isdecimal():
+    unit = region.radius_unit or (Unit.LEVELS if reads_codes else Unit.REAL)
+    if not reads_codes and region.radius_unit is None and region.radius is not None and region.radius.strip().isdecimal():
         raise InvalidInputError(f"radius {region.radius}: these models read real inputs, so name the unit with --radius-unit")
     if unit is Unit.PIXEL:
         raise InvalidInputError("a radius in pixels is not supported here; use levels or real, and --input-scale")
-    limits = None if region.limits is None else [parse_rational(text, "input range") for text in region.limits]
+    limits = None if region.input_range is None else [parse_rational(text, "input range") for text in region.input_range]
     if limits is not None and limits[0] > limits[1]:
         raise InvalidInputError("the region is empty: the input range is upside down")
     if unit is Unit.LEVELS:

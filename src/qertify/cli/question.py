@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qertify.cli.common import say
+from qertify.cli.flags import LabelFlags, RegionFlags
 from qertify.cli.render import amount
 from qertify.errors import InvalidInputError, ReplayError
 from qertify.importers.registry import ImportOptions, load_model
@@ -23,34 +24,12 @@ from qertify.queries.robustness import RobustnessQuery, describe_region, local_r
 from qertify.result import Result
 from qertify.runtimes.base import RUNTIMES, runner, runtime_of
 from qertify.specification.judge import Run
-from qertify.specification.property import Ties
 from qertify.specification.region import IntegerBox, exact_array, linf_ball
 from qertify.specification.units import Unit, parse_rational, radius_in_levels
 
 ExactArray = NDArray[Any]
 """An array of ``Fraction``."""
 Answer = TypeVar("Answer", Result, RadiusResult, RealRadiusResult)
-
-
-@dataclass(frozen=True, slots=True)
-class RegionFlags:
-    """The region as asked for: a ball, or the box between two files, either cut to a range of codes."""
-
-    radius: str | None
-    unit: Unit | None
-    lower: str | None
-    upper: str | None
-    limits: tuple[str, str] | None
-
-
-@dataclass(frozen=True, slots=True)
-class LabelFlags:
-    """The class that must win, and against whom."""
-
-    label: int | None
-    labels: str | None
-    target: int | None
-    ties: Ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +111,8 @@ def pose(model: Path, network: Network, rows: Rows, position: int, region: Regio
     radius = _radius(region)
     centre = rows.codes[position]
     point = local_robustness(network, centre, 0, label=labels.label, target=labels.target, ties=labels.ties)
-    unit = region.unit or (Unit.LEVELS if rows.real is None else Unit.REAL)
-    if rows.real is not None and region.unit is None and region.radius is not None and region.radius.strip().isdecimal():
+    unit = region.radius_unit or (Unit.LEVELS if rows.real is None else Unit.REAL)
+    if rows.real is not None and region.radius_unit is None and region.radius is not None and region.radius.strip().isdecimal():
         raise InvalidInputError(f"radius {region.radius}: this model reads real inputs, so name the unit with --radius-unit")
     given = centre if rows.real is None else rows.real[position]
     if rows.real is not None and unit is not Unit.LEVELS:
@@ -204,11 +183,11 @@ def _radius(region: RegionFlags) -> Fraction | None:
 
 
 def _limits(region: RegionFlags) -> tuple[Fraction, Fraction] | None:
-    if region.limits is None:
+    if region.input_range is None:
         return None
-    low, high = (parse_rational(text, "input range") for text in region.limits)
+    low, high = (parse_rational(text, "input range") for text in region.input_range)
     if low > high:
-        raise InvalidInputError(f"the region is empty: the input range is {region.limits[0]} … {region.limits[1]}")
+        raise InvalidInputError(f"the region is empty: the input range is {region.input_range[0]} … {region.input_range[1]}")
     return low, high
 
 

@@ -10,95 +10,62 @@ from typing import Annotated, Any
 import typer
 
 from qertify.cli.certificate import CertificateOption, Notary
-from qertify.cli.common import (
-    INPUT_HELP,
-    BitsOption,
+from qertify.cli.common import say, status_line, within
+from qertify.cli.flags import (
     EncodingOption,
-    FloatIslandsOption,
-    InputBitsOption,
-    InputShapeOption,
+    EngineFlags,
+    InputOption,
     JsonOption,
+    LabelFlags,
     ModelArgument,
-    RuntimeOption,
-    SchemeOption,
-    SolverOption,
-    TrustCodeOption,
+    ModelFlags,
+    PlaceFlags,
+    RegionFlags,
     VerboseOption,
-    WeightsOption,
-    engine_options,
-    import_options,
-    say,
-    status_line,
-    within,
+    with_flags,
 )
 from qertify.cli.render import render_radius
 from qertify.cli.supervisor import Channel
-from qertify.cli.workers import ClusterOption, SchedulerOption, WorkersOption, sharing
+from qertify.cli.workers import sharing
 from qertify.errors import InvalidInputError
-from qertify.options import Method
-from qertify.parallel.place import parse_place
-from qertify.runtimes.saturation import CpuClass
-from qertify.specification.property import Ties
 from qertify.specification.units import Unit, parse_rational, radius_in_levels
 
 
+@with_flags
 def radius_command(
     context: typer.Context,
+    *,
     model: ModelArgument,
-    input_: Annotated[str, typer.Option("--input", "-i", metavar="X", help=INPUT_HELP, show_default=False)],
+    input_: InputOption,
     max_radius: Annotated[
         str | None, typer.Option(metavar="R", help="Look no further.", show_default="the whole valid range")
     ] = None,
     radius_unit: Annotated[Unit, typer.Option(help="What a radius of one means.")] = Unit.LEVELS,
-    label: Annotated[int | None, typer.Option(metavar="K", help="The true class; the predicted one if not given.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="FILE", help="Take the label from here, at the input's row.")] = None,
-    target: Annotated[int | None, typer.Option(metavar="J", help="Only ask whether class J can overtake the label.")] = None,
-    ties: Annotated[Ties, typer.Option(help="Who wins a tie.")] = Ties.FIRST,
-    bits: BitsOption = None,
-    input_bits: InputBitsOption = None,
-    weights: WeightsOption = None,
-    scheme: SchemeOption = None,
-    input_shape: InputShapeOption = None,
-    runtime: RuntimeOption = None,
-    trust_code: TrustCodeOption = False,
-    allow_float_islands: FloatIslandsOption = False,
-    method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
-    solver: SolverOption = "highs",
+    labels: LabelFlags,
+    flags: ModelFlags,
+    engines: EngineFlags,
     encoding: EncodingOption = "compact",
-    device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
-    cpu_class: Annotated[
-        CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
-    memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
-    accept_solver_claims: Annotated[
-        bool, typer.Option("--accept-solver-claims", help="Take a floating-point solver's claim for a proof.")
-    ] = False,
     certificate: CertificateOption = None,
-    workers: WorkersOption = 1,
-    scheduler: SchedulerOption = None,
-    cluster: ClusterOption = None,
+    workers: PlaceFlags,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
     """Find the largest radius at which X keeps its class. Exit status: 0 exact, 1 misclassified, 3 interval."""
     channel: Channel = context.obj
-    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
+    options = engines.options(encoding)
     largest = _largest(max_radius, radius_unit)
     if radius_unit is Unit.REAL and certificate is not None:
         raise InvalidInputError("certificates of a radius speak of levels; certify a real radius with 'verify'")
     notary = Notary(certificate)
-    place = parse_place(workers, scheduler, cluster)
+    place = workers.place()
     channel.limit(options.timeout, options.memory)
 
-    from qertify.cli.question import LabelFlags, RegionFlags, ask
+    from qertify.cli.question import ask
     from qertify.queries.radius import RadiusResult, maximum_radius
     from qertify.queries.real_radius import RealRadiusResult, maximum_real_radius
 
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
-    nothing = RegionFlags("0", Unit.LEVELS, None, None, None)
-    question = ask(model, flags, input_, nothing, LabelFlags(label, labels, target, ties), echo=False)
+    imports = flags.options()
+    question = ask(model, imports, input_, RegionFlags("0", Unit.LEVELS), labels, echo=False)
     point = question.query
     if radius_unit is Unit.PIXEL:
         radius_in_levels(point.network, Fraction(0), radius_unit)
@@ -109,13 +76,13 @@ def radius_command(
         channel.draft(known.to_json(), as_json)
 
     with (
-        sharing(place, model, flags, options, point.network) as executor,
+        sharing(place, model, imports, options, point.network) as executor,
         nullcontext(say) if verbose else status_line("searching …") as show,
     ):
         asked: dict[str, Any] = {
             "label": point.property.label,
-            "target": target,
-            "ties": ties,
+            "target": labels.target,
+            "ties": labels.ties,
             "options": options,
             "progress": show,
             "improved": keep,
@@ -131,7 +98,7 @@ def radius_command(
                 point.network, point.centre, max_radius=None if largest is None else int(largest), decided=notary.keep, **asked
             )
             result = question.confirm(result)
-            notary.write_radius(point, result, flags)
+            notary.write_radius(point, result, imports)
     answer: dict[str, Any] = result.to_json()
     status = 0 if result.exact else 3 if result.verified_radius is not None or result.reason is not None else 1
     return channel.finish(render_radius(answer, as_json, sys.stdout.isatty()), status)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from qertify.cli.common import VerboseOption, check_writable
+from qertify.cli.common import check_writable
+from qertify.cli.flags import VerboseOption
 from qertify.cli.supervisor import Channel
 
 

@@ -10,38 +10,27 @@ from typing import Annotated
 
 import typer
 
-from qertify.cli.common import (
-    BitsOption,
+from qertify.cli.common import check_writable, say, status_line, within
+from qertify.cli.flags import (
     EncodingOption,
-    FloatIslandsOption,
-    InputBitsOption,
-    InputShapeOption,
+    EngineFlags,
     JsonOption,
     ModelArgument,
-    RuntimeOption,
-    SchemeOption,
-    SolverOption,
-    TrustCodeOption,
+    ModelFlags,
     VerboseOption,
-    WeightsOption,
-    check_writable,
-    engine_options,
-    import_options,
-    say,
-    status_line,
-    within,
+    with_flags,
 )
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
 from qertify.errors import InvalidInputError
-from qertify.options import Method
-from qertify.runtimes.saturation import CpuClass
 
 EXIT_STATUS = {"unsat": 0, "sat": 1, "unknown": 3}
 
 
+@with_flags
 def vnnlib_command(
     context: typer.Context,
+    *,
     model: ModelArgument,
     property_: Annotated[
         Path, typer.Argument(metavar="PROPERTY.vnnlib", help="VNN-LIB 1.0 or 2.0, also as .gz.", show_default=False)
@@ -53,40 +42,21 @@ def vnnlib_command(
     result_file: Annotated[
         Path | None, typer.Option(metavar="F", help="Write the answer there as VNN-COMP wants it.", show_default=False)
     ] = None,
-    bits: BitsOption = None,
-    input_bits: InputBitsOption = None,
-    weights: WeightsOption = None,
-    scheme: SchemeOption = None,
-    input_shape: InputShapeOption = None,
-    runtime: RuntimeOption = None,
-    trust_code: TrustCodeOption = False,
-    allow_float_islands: FloatIslandsOption = False,
-    method: Annotated[Method, typer.Option(help="Engines that may answer.")] = Method.AUTO,
-    solver: SolverOption = "highs",
+    flags: ModelFlags,
+    engines: EngineFlags,
     encoding: EncodingOption = "compact",
-    device: Annotated[str, typer.Option(help="Where bounds are computed: cpu or cuda.")] = "cpu",
-    cpu_class: Annotated[
-        CpuClass | None, typer.Option(help="How the deployed CPU multiplies bytes.", show_default="this machine's")
-    ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Hard limit on the wall clock, in seconds.")] = None,
-    memory: Annotated[float | None, typer.Option(metavar="GB", help="Hard limit on the memory of all processes.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)] = 0,
-    accept_solver_claims: Annotated[
-        bool, typer.Option("--accept-solver-claims", help="Report a floating-point solver's claim as unsat.")
-    ] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
     """Decide what a VNN-LIB file states of a model. Exit status: 0 unsat, 1 sat (a counterexample), 2 unusable, 3 unknown."""
     channel: Channel = context.obj
-    options = engine_options(method, solver, timeout, memory, seed, device, cpu_class, accept_solver_claims, encoding)
+    options = engines.options(encoding)
     if result_file is not None:
         check_writable(result_file, result_file.suffix, "--result-file")
         _write(result_file, "unknown\n")  # what stands should the command be stopped before it has understood the question
     channel.limit(options.timeout, options.memory)
 
-    from qertify.cli.pairing import Files, confirm
-    from qertify.cli.pairing import _original as read_original  # pyright: ignore[reportPrivateUsage]
+    from qertify.cli.pairing import Files, confirm, read_original
     from qertify.importers.registry import load_model
     from qertify.queries.vnnlib import Answer, SpecificationResult, decide_specification
     from qertify.queries.vnnlib_pair import decide_pair_specification
@@ -99,15 +69,15 @@ def vnnlib_command(
         raise InvalidInputError(
             f"{property_}: {which}; --second names the second of two, {'none' if second is None else 'one'} is given"
         )
-    flags = import_options(bits, input_bits, weights, input_shape, runtime, trust_code, allow_float_islands, scheme=scheme)
-    network = load_model(model if second is None else second, flags)
-    original = None if second is None else read_original(Files(model, second, flags, None, None))
+    imports = flags.options()
+    network = load_model(model if second is None else second, imports)
+    original = None if second is None else read_original(Files(model, second, imports))
     parts = len(specification.parts)
     stopped = SpecificationResult(
-        network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, method.value, Reason.TIMEOUT
+        network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, options.method.value, Reason.TIMEOUT
     )
     channel.draft({**stopped.to_json(), "property": str(property_)}, as_json)
-    if result_file is not None and timeout is not None:
+    if result_file is not None and options.timeout is not None:
         _write(result_file, stopped.competition_text())
     outputs = specification.outputs // specification.networks
     say(

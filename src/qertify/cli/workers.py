@@ -1,4 +1,4 @@
-"""``--workers``, ``--scheduler`` and ``--cluster``: who shares the work."""
+"""The workers of a command, while it runs."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from qertify.cli.common import say
 from qertify.importers.registry import ImportOptions
@@ -18,20 +16,6 @@ if TYPE_CHECKING:
     from qertify.network.network import Network
     from qertify.parallel.executor import Executor
     from qertify.parallel.place import Place
-
-WorkersOption = Annotated[
-    int, typer.Option("--workers", metavar="N", help="Processes of this machine, each with one thread.", min=1, max=1024)
-]
-SchedulerOption = Annotated[
-    str | None,
-    typer.Option("--scheduler", metavar="ADDRESS", help="Use the Dask cluster whose scheduler is there.", show_default=False),
-]
-ClusterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cluster", metavar="slurm:…", help="Start a cluster: slurm:jobs=4,cores=32,memory=64GB,…", show_default=False
-    ),
-]
 
 
 @contextmanager

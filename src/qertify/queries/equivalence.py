@@ -111,6 +111,24 @@ class EquivalenceResult:
             data[key] = None if data[key] is None else data[key].value
         return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **data}
 
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> EquivalenceResult:
+        """The inverse of `to_json`, also after a journey through JSON.
+
+        Raises:
+            ValueError: another schema version.
+        """
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"schema version {data.get('schema_version')}, expected {SCHEMA_VERSION}")
+        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        known = {key: value for key, value in known.items() if key not in ("schema_version", "qertify_version")}
+        for name, kind in (("verdict", Equivalence), ("reason", Reason), ("evidence", Evidence)):
+            known[name] = None if known[name] is None else kind(known[name])
+        if (found := known["counterexample"]) is not None:
+            tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+            known["counterexample"] = DifferingInput(**tuples)
+        return EquivalenceResult(**known)
+
 
 def float32_bound(query: EquivalenceQuery) -> Fraction:
     """Bound on |float32 execution − real arithmetic| at any output of the float original, on the region."""
@@ -133,6 +151,7 @@ def equivalence(
     options: Options | None = None,
     progress: Callable[[str], None] | None = None,
     executor: Executor | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> EquivalenceResult:
     """Decide an equivalence query with a proof or a replayed counterexample.
 
@@ -141,6 +160,7 @@ def equivalence(
         options: engines and limits.
         progress: gets one line a stage.
         executor: shares out the search, if there is one; what model its workers have read does not matter.
+        stopped: polled; once it is true, the question is given up as at the deadline.
 
     Returns:
         equivalent (with exact evidence), not_equivalent (with an input), or unknown with its reason. For the least delta:
@@ -161,7 +181,7 @@ def equivalence(
     else:
         margin = error if query.semantics is FloatSemantics.FLOAT32_BOUNDED else Fraction(0)
         deadline = None if options.timeout is None else start + options.timeout
-        finding = search(query, judge, margin, options, progress or (lambda _: None), deadline, executor)
+        finding = search(query, judge, margin, options, progress or (lambda _: None), deadline, executor, stopped)
     counterexample = None if finding.found is None else _report(query, judge, finding.found)
     if finding.proved:
         verdict = Equivalence.EQUIVALENT
@@ -204,11 +224,7 @@ def _report(query: EquivalenceQuery, judge: Judge, found: Found) -> DifferingInp
         ReplayError: it leaves the region, which is a defect.
     """
     x, codes, _ = found
-    inputs = query.inputs
-    inside = inputs.box.contains(codes[None])[0] and np.array_equal(inputs.quantize(x[None])[0], codes)
-    if inputs.low is not None and inputs.high is not None:
-        inside = inside and bool(np.all((inputs.low <= x) & (x <= inputs.high)))
-    if not inside:
+    if not query.inputs.holds(x, codes):
         raise ReplayError("a counterexample leaves the input region; please report this defect")
     outputs = judge.exactly(x, codes)
     differences = outputs.differences()

@@ -58,16 +58,16 @@ def search(
     say: Callable[[str], None],
     deadline: float | None,
     executor: Executor | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Finding:
     """Decide the query.
 
     Args:
         margin: by how much the original's outputs may be off from real arithmetic.
-        executor: shares out the search, if there is one.
+        executor, stopped: as `qertify.queries.equivalence.equivalence`.
     """
     with one_thread(), SolverProcesses(options.memory) as processes:
-        found = _Search(query, judge, margin, options, say, deadline, processes, executor)
-        return found.run()
+        return _Search(query, judge, margin, options, say, deadline, processes, executor, stopped).run()
 
 
 class _Search:
@@ -81,21 +81,22 @@ class _Search:
         deadline: float | None,
         processes: SolverProcesses,
         executor: Executor | None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._query, self._judge, self._margin, self._options = query, judge, margin, options
         self._processes, self._leaf_solvers, self._executor = processes, frozenset[str](), executor
-        self._show, self._deadline = say, deadline
+        self._show, self._deadline, self._stopped = say, deadline, stopped
         self._finding = Finding()
         self._margins: dict[Case, float] | None = None
         self._generator = torch.Generator().manual_seed(options.seed)
-        self._exact = not isinstance(query.original, Network) or query.original.exactness == "exact"
-        self._exact = self._exact and query.quantized.exactness == "exact"
+        networks = (query.original, query.quantized)
+        self._exact = all(network.exactness == "exact" for network in networks if isinstance(network, Network))
         self._differences = DifferenceRows(query.original, query.quantized, query.outputs)
         self._classes = ClassRows(query.original, query.quantized)
         self._every = [(row, sign) for row in range(len(query.outputs)) for sign in (1, -1)]
 
     def _late(self) -> bool:
-        return self._deadline is not None and time.monotonic() > self._deadline
+        return self._stopped() or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def _pause(self) -> Callable[[], bool]:
         """Whether a fifth of the time that is left now, or `ATTACK_SECONDS`, is over."""
@@ -374,11 +375,8 @@ class _Search:
             judge.judge(*self._query.inputs.points(joint, points.numpy()))
             return found()
 
-        gains = Gains(program)
-        if squeezing:  # a leaf's own bound is good enough there, and costs nothing
-            leaf = open_leaf
-        else:
-            leaf = partial(close_leaf, self._programs(joint, coupled=True), deadline)
+        gains = Gains(program)  # while squeezing, a leaf's own bound is good enough, and costs nothing
+        leaf = open_leaf if squeezing else partial(close_leaf, self._programs(joint, coupled=True), deadline)
         tree = BranchAndBound(program, OneLevel(), cases, replay, leaf, memory=options.memory, gains=gains)
         last = time.monotonic()
 
@@ -389,10 +387,10 @@ class _Search:
                 self._show(f"search: {progress.nodes} domains bounded, {progress.open} open")
 
         if self._executor is None or self._executor.size < 2 or not can_travel(program):
-            outcome = tree.run(deadline, report=report)
+            outcome = tree.run(deadline, report=report, stopped=self._stopped)
         else:
             context = program_context(program, cases, real_inputs(joint).tolist(), options.seed, not squeezing)
-            shared = Shared(context, program, OneLevel(), gains, deadline, lambda: False, self._say, from_worker)
+            shared = Shared(context, program, OneLevel(), gains, deadline, self._stopped, self._say, from_worker)
             outcome, self._finding.reason = run_shared(self._executor, shared, tree, report)
         self._finding.nodes += outcome.nodes
         self._margins = outcome.margins

@@ -31,6 +31,7 @@ class PairedInput:
     Attributes:
         box: the codes.
         relation: which x go with which codes.
+        factor: what one code is.
         low, high: float32 bounds of x; None where x is the number that its code stands for ("the grid").
         quantize: float32 (batch, *shape) → codes.
         stand_for: codes → float32.
@@ -38,6 +39,7 @@ class PairedInput:
 
     box: IntegerBox
     relation: InputRelation
+    factor: Fraction
     low: Float32Array | None
     high: Float32Array | None
     quantize: Callable[[Float32Array], IntegerArray]
@@ -47,6 +49,19 @@ class PairedInput:
     def is_grid(self) -> bool:
         """Whether the codes determine the inputs."""
         return self.low is None
+
+    def holds(self, x: Float32Array, codes: IntegerArray) -> bool:
+        """Whether an input of the input shape, with these codes, is one of the region."""
+        if not self.box.contains(codes[None])[0] or not np.array_equal(self.quantize(x[None])[0], codes):
+            return False
+        return self.low is None or self.high is None or bool(np.all((self.low <= x) & (x <= self.high)))
+
+    def covers(self, other: PairedInput) -> bool:
+        """Whether every input of another region, made for the same network with the same factor, is one of this one."""
+        if self.low is None or self.high is None or other.low is None or other.high is None:
+            within = self.is_grid and other.is_grid and self.box.contains(np.stack([other.box.low, other.box.high])).all()
+            return bool(within)
+        return bool(np.all((self.low <= other.low) & (other.high <= self.high)))
 
     def points(self, joint: Joint, candidates: FloatArray) -> tuple[Float32Array, IntegerArray]:
         """Inputs of the region near points of a joint program, and their codes; candidates are (batch, program inputs)."""
@@ -128,7 +143,7 @@ def grid(network: Network, box: IntegerBox, factor: Fraction | None = None) -> P
         clamped_low=np.zeros(shape, dtype=bool),
         clamped_high=np.zeros(shape, dtype=bool),
     )
-    return PairedInput(box, relation, None, None, _nearest_code(network, factor), stand_for)
+    return PairedInput(box, relation, factor, None, None, _nearest_code(network, factor), stand_for)
 
 
 def interval(network: Network, low: ArrayLike, high: ArrayLike, factor: Fraction | None = None) -> PairedInput:
@@ -175,4 +190,6 @@ def interval(network: Network, low: ArrayLike, high: ArrayLike, factor: Fraction
         clamped_high=ends[1] == network.input.high,
     )
     box = IntegerBox(ends[0], ends[1])
-    return PairedInput(box, relation, least, greatest, quantize, lambda codes: ((codes - zero) * scale).astype(np.float32))
+    return PairedInput(
+        box, relation, factor, least, greatest, quantize, lambda codes: ((codes - zero) * scale).astype(np.float32)
+    )

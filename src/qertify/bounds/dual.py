@@ -101,7 +101,7 @@ def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers:
     total = domains.objective * scale + multipliers
     inputs, slope = program.products(total)
     result = total @ program.constant
-    result = result + program.least_inputs(inputs)
+    result = result + (inputs * program.least_point(inputs)).sum(-1)
     if program.slack is not None:
         result = result - total.abs() @ program.slack
     return result + _unit_terms(program, slope, multipliers, z, y).sum(-1)
@@ -170,7 +170,7 @@ def _wide_value(program: Program, domains: Domains, z: Tensor, y: Tensor, multip
     total = (domains.objective.long() << bits[:, None]) + multipliers
     inputs, slope, exact = _wide_products(program, total)
     result = (total * program.constant.long()).sum(-1)
-    result += program.least_inputs(inputs)
+    result += (inputs * program.least_point(inputs)).sum(-1)
     if program.slack is not None:
         result -= (total.abs() * program.slack.long()).sum(-1)
     z, y = z.long(), y.long()

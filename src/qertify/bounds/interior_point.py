@@ -50,9 +50,17 @@ class Relaxation:
     y: Tensor
 
 
-def initial_multipliers(program: Program, domains: Domains) -> Tensor:
-    """λ_u = a_u · (slope of the chord of σ_u), from the last block to the first. Shape (batch, N)."""
+def initial_multipliers(program: Program, domains: Domains, following: bool = False) -> Tensor:
+    """λ_u = a_u · (slope of the chord of σ_u), from the last block to the first. Shape (batch, N).
+
+    Args:
+        following: let the weight of a rectifier in both its phases go to the row that follows it, and on from there.
+    """
     slope = _chords(program, domains)
+    if following and program.follows is not None:
+        partner = program.follows.clamp(min=0)
+        unstable = (domains.low[:, partner] < 0) & (domains.high[:, partner] > 0)
+        slope = torch.where(program.follows >= 0, unstable.to(slope.dtype), slope)
     result = torch.zeros_like(domains.objective)
 
     def follow(start: int, stop: int, weight: Tensor) -> Tensor:
@@ -60,23 +68,6 @@ def initial_multipliers(program: Program, domains: Domains) -> Tensor:
         return result[:, start:stop]
 
     program.backward(domains.objective, follow)
-    return result
-
-
-def following_multipliers(program: Program, domains: Domains, follows: Tensor) -> Tensor:
-    """The same, but the weight of a rectifier in both its phases goes to the row that follows it, and on from there."""
-    slope = _chords(program, domains)
-    result, weight = torch.zeros_like(domains.objective), domains.objective.clone()
-    for start, stop in reversed(program.blocks):
-        rows = start + torch.nonzero(follows[start:stop] >= 0)[:, 0]
-        if len(rows):
-            partner = follows[rows]
-            moved = -(weight @ program.unit_matrix[:, partner]) / program.unit_matrix[rows, partner]
-            unstable = (domains.low[:, partner] < 0) & (domains.high[:, partner] > 0)
-            result[:, rows] = torch.where(unstable, moved, 0.0)
-        else:
-            result[:, start:stop] = (weight @ program.unit_matrix[:, start:stop]) * slope[:, start:stop]
-        weight[:, start:stop] += result[:, start:stop]
     return result
 
 
@@ -92,7 +83,7 @@ def first_multipliers(program: Program, domains: Domains) -> Tensor:
     if program.follows is None:
         return chords
     z, y = corners(program, domains.low, domains.high)
-    others = following_multipliers(program, domains, program.follows)
+    others = initial_multipliers(program, domains, following=True)
     better = value(program, domains, z, y, others) > value(program, domains, z, y, chords)
     return torch.where(better[:, None], others, chords)
 

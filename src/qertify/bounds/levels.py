@@ -77,6 +77,12 @@ class LevelsBuilder:
     def rows(self) -> int:
         return len(self._rows)
 
+    def fork(self) -> LevelsBuilder:
+        """A copy to which more can be added."""
+        fork = LevelsBuilder()
+        fork._rows, fork._low, fork._unit_rows = self._rows[:], self._low[:], self._unit_rows[:]
+        return fork
+
     def add_row(self, thresholds: IntegerArray, low: int) -> int:
         """A row of non-decreasing thresholds above the value ``low``; returns its number."""
         self._rows.append(np.clip(thresholds, 1 - REACH, REACH - 1))

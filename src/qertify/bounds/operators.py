@@ -38,7 +38,7 @@ class Operator(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputOperator:
-    """The network's input: constant elements, and those that vary, which are the first of the program's inputs."""
+    """The network's input: a constant, and at elements that vary the first of the program's inputs."""
 
     name: str
     constant: Coefficients
@@ -46,7 +46,7 @@ class InputOperator:
 
     def forward(self, state: Pass) -> None:
         value = self.constant.form(state.mode).expand(len(state.inputs), -1).clone()
-        value[:, self.varies] = state.inputs[:, : len(self.varies)]
+        value[:, self.varies] += state.inputs[:, : len(self.varies)]
         state.put(self.name, value)
 
     def backward(self, state: Pass) -> None:
@@ -57,7 +57,7 @@ class InputOperator:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearOperator:
-    """weight · (value − zero_point) + bias; ``weight`` shaped as the node's, ones for a pool sum; bias per output channel."""
+    """weight · (value − zero_point) + bias; ``weight`` shaped as the node's, ones for a pool sum; bias per output element."""
 
     name: str
     source: str
@@ -78,8 +78,8 @@ class LinearOperator:
         top, left, bottom, right = window.padding
         image = functional.pad(value.reshape(-1, *self.before), (left, right, top, bottom))
         groups = groups_of(self.node, self.before)
-        summed = functional.conv2d(image, weight, bias, window.stride, 0, window.dilation, groups)
-        state.put(self.name, summed.flatten(1))
+        summed = functional.conv2d(image, weight, None, window.stride, 0, window.dilation, groups)
+        state.put(self.name, summed.flatten(1) + bias)
 
     def backward(self, state: Pass) -> None:
         above = state.values.pop(self.name, None)
@@ -279,20 +279,46 @@ class SlopeOperator:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Followed:
+    """What rows follow: elements ``chosen`` of a node's value, which weighs ``factor`` in them.
+
+    A row can take the weight of its element over, all of it or a part: this is what a backward pass offers it. A forward
+    pass lets what goes on from the row, 0 unless it is a relaxation, make up for it.
+    """
+
+    name: str
+    chosen: Tensor
+    factor: float
+
+    def offer(self, state: Pass) -> Tensor:
+        return state.values[self.name][:, self.chosen] / -self.factor
+
+    def replace(self, state: Pass, found: Tensor) -> None:
+        value = state.values[self.name].clone()
+        value[:, self.chosen] -= found / self.factor
+        state.values[self.name] = value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class OutputsOperator:
-    """The output accumulators: units without a value."""
+    """Units without a value: the output accumulators, and rows."""
 
     source: str
     size: int
     chosen: Tensor
     first: int
+    followed: Followed | None = None
 
     def forward(self, state: Pass) -> None:
-        state.block(self.first, self.first + len(self.chosen), state.values[self.source][:, self.chosen])
+        found = state.block(self.first, self.first + len(self.chosen), state.values[self.source][:, self.chosen])
+        if self.followed is not None and not state.mode[1]:
+            self.followed.replace(state, found)
 
     def backward(self, state: Pass) -> None:
-        nothing = state.units.new_zeros(len(state.units), len(self.chosen))
-        total = state.block(self.first, self.first + len(self.chosen), nothing)
+        offer = state.units.new_zeros(len(state.units), len(self.chosen))
+        if self.followed is not None and self.followed.name in state.values:
+            offer = self.followed.offer(state)
+        total = state.ask(self.first, self.first + len(self.chosen), offer)
         state.add(self.source, scatter(total, self.chosen, self.size))
 
 

@@ -51,6 +51,10 @@ class Pass:
     def block(self, first: int, last: int, found: Tensor) -> Tensor:
         self._see(found)
         self.units[:, first:last] = found
+        return self.ask(first, last, found)
+
+    def ask(self, first: int, last: int, found: Tensor) -> Tensor:
+        """What goes on from a block, without keeping what was found for it."""
         return self._fill(first, last, found)
 
     def add(self, name: str, value: Tensor) -> None:

@@ -112,8 +112,10 @@ class Program:
         operators = self.operators.head(first)
         names = (
             "constant", "low", "high", "first_value", "spacing", "unevenness", "has_value", "equation_size", "last_value",
+            "divisor", "slack", "follows",
         )  # fmt: skip
-        parts: dict[str, Any] = {name: getattr(self, name)[: operators.units].clone() for name in names}
+        given = {name: getattr(self, name) for name in names}
+        parts: dict[str, Any] = {name: part[: operators.units].clone() for name, part in given.items() if part is not None}
         for name in ("has_value", "first_value", "last_value"):
             parts[name][first:] = 0
         blocks = tuple(block for block in self.blocks if block[0] <= first)
@@ -132,7 +134,8 @@ class Program:
 
         Args:
             objective: (batch, N), what the accumulators weigh besides.
-            fill: first and last+1 of a block, weights of its values, (batch, count) → weights to add to its accumulators.
+            fill: first and last+1 of a block, weights of its values, (batch, count) → weights to add to its accumulators. A
+                row that follows a rectifier is offered the multiplier that takes the whole weight of the rectifier over.
         """
         if self.operators is not None:
             return self.operators.backward(
@@ -140,8 +143,17 @@ class Program:
             ).inputs
         weight = objective.clone()
         for first, last in reversed(self.blocks):
-            weight[:, first:last] += fill(first, last, weight @ self.unit_matrix[:, first:last])
+            weight[:, first:last] += fill(first, last, self._found(weight, first, last))
         return weight @ self.input_matrix
+
+    def _found(self, weight: Tensor, first: int, last: int) -> Tensor:
+        """What a backward pass finds for a block: weights of values, or of what rows follow, as multipliers that undo them."""
+        found = weight @ self.unit_matrix[:, first:last]
+        rows = first + torch.nonzero(self.follows[first:last] >= 0)[:, 0] if self.follows is not None else found.new_empty(0)
+        if self.follows is not None and len(rows):
+            partner = self.follows[rows]
+            found[:, rows - first] = -(weight @ self.unit_matrix[:, partner]) / self.unit_matrix[rows, partner]
+        return found
 
     def forward(self, x: Tensor, fill: Fill) -> Tensor:
         """Accumulators, (batch, N), at inputs, (batch, n), where ``fill`` turns a block's accumulators into its values."""
@@ -166,16 +178,15 @@ class Program:
         """Class → position of its accumulator among the units."""
         return {unit.label: position for position, unit in enumerate(self.units) if unit.label is not None}
 
-    def least_inputs(self, cost: Tensor) -> Tensor:
-        """min over the inputs of cost·x, (batch,), as integers if the cost, (batch, n), is of integers."""
-        low, high = self.input_low.to(cost.dtype), self.input_high.to(cost.dtype)
-        least = torch.minimum(cost * low, cost * high)
+    def least_point(self, cost: Tensor) -> Tensor:
+        """Where cost·x is least over the inputs, (batch, n), for a cost (batch, n)."""
+        x = torch.where(cost > 0, self.input_low, self.input_high).to(cost.dtype)
         if self.coupled is None or self.coupled_corners is None:
-            return least.sum(-1)
-        own = cost[:, self.coupled]
-        corners = (own[:, :, None, :] * self.coupled_corners.to(cost.dtype)).sum(-1)
-        least[:, self.coupled.reshape(-1)] = 0
-        return least.sum(-1) + corners.amin(-1).sum(-1)
+            return x
+        corners = self.coupled_corners.to(cost.dtype)
+        best = (cost[:, self.coupled][:, :, None, :] * corners).sum(-1).argmin(-1)
+        x[:, self.coupled] = corners[torch.arange(len(corners), device=best.device), best]
+        return x
 
     def inside_box(self, x: Tensor) -> Tensor:
         """The nearest inputs in the box, (batch, n); the second of a coupled pair follows the first, which is an integer."""
@@ -204,9 +215,10 @@ class Program:
         mine = slice(first, last)
         if self.levels is not None and self.last_value is not None:
             found = self.levels.part(first, last).value(z)
-            return torch.minimum(torch.maximum(found, self.first_value[mine]), self.last_value[mine])
-        steps = torch.searchsorted(self.thresholds[mine], z.T.contiguous(), right=True).T
-        result = self.first_value[mine] + steps * self.has_value[mine]
+            result = torch.minimum(torch.maximum(found, self.first_value[mine]), self.last_value[mine])
+        else:
+            steps = torch.searchsorted(self.thresholds[mine], z.T.contiguous(), right=True).T
+            result = self.first_value[mine] + steps * self.has_value[mine]
         if self.divisor is None:
             return result
         return torch.where(self.divisor[mine] > 0, z.clamp(min=0) / self.divisor[mine].clamp(min=1), result)
@@ -218,10 +230,10 @@ class Program:
 
     def inside(self, y: Tensor) -> Tensor:
         """Whether a value is neither the least nor the greatest of its unit, (batch, N)."""
-        if self.last_value is not None:
-            return (y > self.first_value) & (y < self.last_value)
-        width = torch.isfinite(self.thresholds).sum(-1)
-        result = (y > self.first_value) & (y < self.first_value + width)
+        last = self.last_value
+        if last is None:
+            last = self.first_value + torch.isfinite(self.thresholds).sum(-1)
+        result = (y > self.first_value) & (y < last)
         return result if self.divisor is None else torch.where(self.divisor > 0, y > 0, result)
 
     def gap(self, unit: int) -> float:

@@ -1,9 +1,11 @@
 """Decide the published fixed-point tasks and compare with everything known about them.
 
     python -m benchmarks.published_tasks --model mnist_1blk_64 --max-radius 4 --timeout 5
+    python -m benchmarks.published_tasks --max-radius 30 --timeout 60 --record tasks.jsonl
 
 Prints how many tasks are decided, the quantiles of the wall time (in process, imports excluded), and every contradiction
-with a published verdict of a block without known errors or with a known counterexample.
+with a published verdict of a block without known errors or with a known counterexample. A run that was cut short goes on
+where its record ends.
 """
 
 from __future__ import annotations
@@ -72,34 +74,43 @@ def main() -> None:
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     options = Options(method=Method(arguments.method), timeout=arguments.timeout, seed=arguments.seed)
-    counts: Counter[str] = Counter()
-    seconds: list[float] = []
-    contradictions, missed, undecided, records = [], [], [], list[dict[str, Any]]()
+    records: list[dict[str, Any]] = []
+    if arguments.record and arguments.record.exists():
+        records = [json.loads(line) for line in arguments.record.read_text().splitlines()]
+    done = {(record["model"], record["sample"], record["radius"]) for record in records}
     for model, sample, radius, published, known in tasks(arguments):
+        if (model, sample, radius) in done:
+            continue
         network = published_network(model)
         dataset = "fashion-mnist" if "fashion" in model else "mnist"
         pixels, labels = images(dataset)
         centre = np.minimum(pixels[sample], network.input.high)
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         result = verify(local_robustness(network, centre, radius, label=int(labels[sample])), options)
         elapsed = time.perf_counter() - start
-        name = f"{model} sample {sample} radius {radius}"
-        counts[result.verdict.value] += 1
-        seconds.append(elapsed)
-        if contradiction(result.verdict.value, published, known):
-            contradictions.append(f"{name}: {result.verdict.value}, but published {published}, counterexample known: {known}")
-        if known and result.verdict.value != "non_robust":
-            missed.append(f"{name}: {result.verdict.value}")
-        if result.verdict.value == "unknown":
-            undecided.append(f"{name} (published {published}): bound {result.bound_reached}, class {result.nearest_class}")
+        record = {"model": model, "sample": sample, "radius": radius, "verdict": result.verdict.value, "published": published}
+        record |= {"known": known, "method": result.method, "nodes": result.nodes}
+        record |= {"seconds": elapsed, "processor_seconds": time.process_time() - processor}
+        record |= {"bound_reached": result.bound_reached, "nearest_class": result.nearest_class}
+        records.append(record)
         if arguments.verbose:
-            print(f"{name}: {result.verdict.value} {result.method} {elapsed:.2f} s, {result.nodes} nodes", flush=True)
-        records.append(
-            {"model": model, "sample": sample, "radius": radius, "verdict": result.verdict.value, "published": published}
-            | {"method": result.method, "seconds": elapsed, "nodes": result.nodes}
-        )
-    if arguments.record:
-        arguments.record.write_text("".join(json.dumps(record) + "\n" for record in records))
+            print(f"{title(record)}: {elapsed:.2f} s, {result.method}, {result.nodes} nodes", flush=True)
+        if arguments.record:
+            with arguments.record.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+    summarize(records)
+
+
+def title(record: dict[str, Any]) -> str:
+    """One line about a task."""
+    line = f"{record['model']} sample {record['sample']} radius {record['radius']}: {record['verdict']}"
+    return f"{line} (published {record['published']}, counterexample known: {record['known']})"
+
+
+def summarize(records: list[dict[str, Any]]) -> None:
+    """Print what was decided, in what time, and everything that should not be so."""
+    counts = Counter(record["verdict"] for record in records)
+    seconds = [record["seconds"] for record in records]
     total = len(seconds)
     print(f"{total} tasks: {dict(counts)}; decided {total - counts['unknown']} ({1 - counts['unknown'] / max(total, 1):.2%})")
     quantiles = {q: float(np.quantile(seconds, q)) for q in (0.5, 0.9, 0.95, 0.99, 1.0)} if seconds else {}
@@ -110,12 +121,19 @@ def main() -> None:
         round(statistics.fmean(seconds), 3),
     )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
-    for title, lines in (
-        ("contradictions", contradictions),
+    at_odds = [title(item) for item in records if contradiction(item["verdict"], item["published"], item["known"])]
+    missed = [title(item) for item in records if item["known"] and item["verdict"] != "non_robust"]
+    undecided = [
+        f"{title(item)}: bound {item['bound_reached']}, class {item['nearest_class']}"
+        for item in records
+        if item["verdict"] == "unknown"
+    ]
+    for heading, lines in (
+        ("contradictions", at_odds),
         ("known counterexamples missed", missed),
         ("undecided", undecided),
     ):
-        print(f"{title}: {len(lines)}", *lines, sep="\n  ")
+        print(f"{heading}: {len(lines)}", *lines, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,10 @@ INTEGER_LIMIT = 1 << 50
 """Engines compute with integers below 2⁵²."""
 GRID_BITS = 16
 """Bits of the grid that other numbers than codes are rounded to before they are summed as integers."""
-
+POSITIONS = 4
+"""Where a kernel's results depend on the position in the tensor, they are granted this multiple of the differences seen."""
+FUNCTION_ERROR = 2.0**-18
+"""Assumed bound on the relative error of float32 functions such as tanh; they are accurate to about 2⁻²²."""
 LEVELS = 1 << 12
 """About how many steps of a grid replace float numbers that no quantizer follows."""
 SCORE_LEVELS = 1 << 14
@@ -46,35 +49,6 @@ Monotone = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
 def gamma(terms: int) -> float:
     """γ_n: relative to Σ|x·w|, what a float32 sum of n products may lose in any order."""
     return terms * UNIT / (1 - terms * UNIT)
-
-
-@dataclass(frozen=True, slots=True)
-class Real:
-    """A float32 tensor that is known through codes.
-
-    Attributes:
-        codes: an integer tensor of the same shape.
-        values: float32, the real number of each code codes.low … codes.high; None for the network's input before its
-            quantizer, whose codes are what that quantizer will make of it.
-    """
-
-    codes: Codes
-    values: Float32Array | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """The float32 sum of two tensors of one shape that are known through different codes, clamped to low … high."""
-
-    a: Real
-    b: Real
-    low: float = -np.inf
-    high: float = np.inf
-
-    @property
-    def codes(self) -> Codes:
-        """A tensor of its shape."""
-        return self.a.codes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +79,11 @@ class Island:
     def uniform(self) -> bool:
         """Whether all elements share one line, so that they may be moved."""
         return self.scale.size == self.shift.size == self.error.size == 1
+
+    def on(self, z: Codes) -> Island:
+        """A uniform island of another integer tensor, with the same line."""
+        scale, shift, error = (part.reshape((1,) * len(z.shape)) for part in (self.scale, self.shift, self.error))
+        return replace(self, z=z, scale=scale, shift=shift, error=error)
 
     def largest(self) -> FloatArray:
         """Bound on the absolute value, broadcastable to z's shape; of linear islands."""
@@ -149,6 +128,21 @@ def from_codes(builder: Builder, name: str, codes: Codes, values: Float32Array) 
     steps = np.rint(exact / grid).astype(np.int64)
     table = builder.table(f"{name}/grid", codes, steps[None, :])
     return island(table, int(steps.min()), int(steps.max()), grid, 0.0, np.abs(exact - steps * grid).max())
+
+
+def tabulated(builder: Builder, name: str, codes: Codes, least: Float32Array, greatest: Float32Array, error: float) -> Island:
+    """What an element-wise function makes of codes, read off a runtime, as an island.
+
+    Args:
+        least, greatest: results of each code codes.low …, which differ where a kernel's vectors compute otherwise than its
+            scalars.
+        error: how far the operands' real numbers move the results; 0 where they are known exactly.
+    """
+    if error:
+        error += FUNCTION_ERROR * float(np.abs(least).max())
+    spread = POSITIONS * float((greatest.astype(np.float64) - least).max())
+    x = from_codes(builder, name, codes, least)
+    return replace(x, error=x.error + spread + error)
 
 
 def zero_point_of(x: Island) -> int | None:
@@ -317,31 +311,6 @@ def scores(builder: Builder, name: str, x: Island) -> Codes:
     return quantize(
         builder, name, wider, lambda v: np.floor(v.astype(np.float64) / step).astype(np.int64), low, high + 1, meaning
     )
-
-
-def exact_sum(
-    builder: Builder,
-    name: str,
-    x: Sum,
-    quantizer: Callable[[Float32Array], IntegerArray],
-    low: int,
-    high: int,
-    meaning: QuantizationParameters,
-) -> Codes | None:
-    """A correctly rounded sum of two tensors, quantized: an integer sum and a staircase; None if there are none."""
-    if x.a.values is None or x.b.values is None:
-        return None
-    first, second = x.a.values, x.b.values
-
-    def function(a: IntegerArray, b: IntegerArray) -> IntegerArray:
-        total = first[a - x.a.codes.low] + second[b - x.b.codes.low]
-        return quantizer(np.clip(total, np.float32(x.low), np.float32(x.high)))
-
-    terms = first.astype(np.float64), second.astype(np.float64)
-    try:
-        return builder.combine(name, x.a.codes, x.b.codes, function, terms, low, high, meaning)
-    except UnsupportedModelError:
-        return None
 
 
 def then(x: Island, operator: Monotone) -> Island:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qertify.errors import ModelFileError, UnsupportedModelError
-from qertify.importers.islands import Island, Real, Sum
+from qertify.importers.islands import Island
 from qertify.importers.lowering import Builder
 from qertify.importers.moving import Codes, Mover
 from qertify.importers.onnx_file import Constant, Graph, GraphNode
+from qertify.importers.reals import Real, Sum
 from qertify.network.nodes import Window
 from qertify.network.tensor import IntegerArray, QuantizationParameters
 from qertify.runtimes.float32 import Float32Array, is_normal
@@ -74,18 +75,12 @@ class Lowering(Context):
 
     Attributes:
         kernels: for each linear node the types its multiplication runs on, which saturation analysis needs.
-        allow_islands: whether float arithmetic between integers may be enclosed.
+        islands: nodes whose float arithmetic was enclosed; an enclosure may turn out exact.
     """
 
     builder: Builder
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
-    allow_islands: bool = False
-
-    def require_islands(self, node: GraphNode) -> None:
-        """Raises UnsupportedModelError unless float islands may be enclosed."""
-        if not self.allow_islands:
-            reason = "it runs in float, and has no exact integer form here; --allow-float-islands encloses it"
-            raise UnsupportedModelError(node.name, node.op, None, reason)
+    islands: list[GraphNode] = field(default_factory=list)
 
     def codes(self, node: GraphNode, position: int) -> Codes:
         """An operand that is an integer tensor."""
@@ -184,10 +179,14 @@ def on_codes(value: Value, function: Callable[[Codes], Codes], node: GraphNode) 
     match value:
         case Codes():
             return function(value)
-        case Real():
+        case Real(row=None):
             return replace(value, codes=function(value.codes))
+        case Real():
+            raise UnsupportedModelError(
+                node.name, node.op, None, "it moves what has numbers of its own for each channel; quantize it before"
+            )
         case Island() if value.uniform:
-            return replace(value, z=function(value.z))
+            return value.on(function(value.z))
         case Island() | Sum():
             raise UnsupportedModelError(node.name, node.op, None, "it moves what was computed in float; quantize it before")
         case Decision():

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 
 import numpy as np
 
 from qertify.errors import UnsupportedModelError
-from qertify.importers import islands
+from qertify.importers import islands, reals
+from qertify.importers.float_lowering import averaged_elements
 from qertify.importers.islands import Island, Weights, clamp
 from qertify.importers.lowering import Codes
 from qertify.importers.onnx_context import Lowering, Real, Sum, Value, attribute, integers, require_default, window_of
 from qertify.importers.onnx_file import GraphNode
-from qertify.importers.onnx_moves import integers_of
+from qertify.importers.onnx_moves import along_window, reduced_axes
 from qertify.network.nodes import Window
 from qertify.network.tensor import FloatArray, IntegerArray, QuantizationParameters
 from qertify.runtimes.float32 import Float32Array
@@ -24,13 +26,15 @@ def as_island(lowering: Lowering, node: GraphNode, value: Value, name: str = "")
     """A computed float operand as an island; ``name`` tells several operands of one node apart.
 
     Raises:
-        UnsupportedModelError: islands are not allowed, or it is no float tensor behind a quantizer.
+        UnsupportedModelError: it is no float tensor behind a quantizer.
     """
-    lowering.require_islands(node)
+    lowering.islands.append(node)
     prefix = f"{node.name}/{name}" if name else node.name
     match value:
         case Island():
             return value
+        case Real(row=row) if row is not None:
+            return as_island(lowering, node, reals.ranked(lowering.builder, f"{prefix}/ranks", value), name)
         case Real(codes, values) if values is not None:
             return islands.from_codes(lowering.builder, prefix, codes, values)
         case Sum(a, b, low, high):
@@ -64,7 +68,16 @@ def _producer(lowering: Lowering, name: str) -> GraphNode | None:
     return next((node for node in lowering.graph.nodes if name in node.outputs), None)
 
 
-def _float_constant(lowering: Lowering, node: GraphNode, position: int) -> tuple[Float32Array, GraphNode | None]:
+def is_float_constant(lowering: Lowering, node: GraphNode, position: int) -> bool:
+    """Whether an operand is a constant, stored or dequantized."""
+    if position < len(node.inputs) and node.inputs[position] in lowering.values:
+        return False
+    source = _producer(lowering, node.inputs[position]) if position < len(node.inputs) else None
+    dequantized = source is not None and source.op == "DequantizeLinear" and lowering.is_constant(source, 0)
+    return lowering.is_constant(node, position) or dequantized
+
+
+def float_constant(lowering: Lowering, node: GraphNode, position: int) -> tuple[Float32Array, GraphNode | None]:
     """An operand that is a float constant, stored or dequantized, and the node that dequantizes it."""
     if lowering.is_constant(node, position):
         array = lowering.constant(node, position, "f")
@@ -74,6 +87,11 @@ def _float_constant(lowering: Lowering, node: GraphNode, position: int) -> tuple
     source = _producer(lowering, node.inputs[position])
     if source is None or source.op != "DequantizeLinear" or not lowering.is_constant(source, 0):
         raise UnsupportedModelError(node.name, node.op, None, f"operand {position} must be a constant, it is computed")
+    return dequantized_constant(lowering, source), source
+
+
+def dequantized_constant(lowering: Lowering, source: GraphNode) -> Float32Array:
+    """What a DequantizeLinear makes of a stored constant."""
     require_default(source, block_size=0, output_dtype=0)
     stored, scale = lowering.constant(source, 0, "iu"), lowering.scales(source, 1)
     zero_point = lowering.constant(source, 2, "iu").reshape(-1) if len(source.inputs) > 2 and source.inputs[2] else np.zeros(1)
@@ -81,12 +99,12 @@ def _float_constant(lowering: Lowering, node: GraphNode, position: int) -> tuple
     if max(scale.size, zero_point.size) > 1:
         shape[attribute(source, "axis", 1)] = -1
     codes, zeros = integers(stored), integers(zero_point).reshape(shape)
-    return ((codes - zeros).astype(np.float32) * scale.reshape(shape)).astype(np.float32), source
+    return np.asarray((codes - zeros).astype(np.float32) * scale.reshape(shape), dtype=np.float32)
 
 
 def _weights(lowering: Lowering, node: GraphNode, position: int, output_axis: int) -> Weights:
     """Weights with the output channel first."""
-    values, source = _float_constant(lowering, node, position)
+    values, source = float_constant(lowering, node, position)
     values = np.moveaxis(values, output_axis, 0)
     if source is not None:
         scale = lowering.scales(source, 1).astype(np.float64)
@@ -102,7 +120,7 @@ def _weights(lowering: Lowering, node: GraphNode, position: int, output_axis: in
 def _bias(lowering: Lowering, node: GraphNode, position: int, channels: int) -> FloatArray:
     if len(node.inputs) <= position or not node.inputs[position]:
         return np.zeros(channels)
-    values, _ = _float_constant(lowering, node, position)
+    values, _ = float_constant(lowering, node, position)
     return np.broadcast_to(values.astype(np.float64).reshape(-1), (channels,))
 
 
@@ -180,19 +198,6 @@ def _gemm(lowering: Lowering, node: GraphNode) -> Value:
     return _dense(lowering, node, 0 if attribute(node, "transB", 0) else 1)
 
 
-def _counts(node: GraphNode, size: tuple[int, int], window: Window, include_pad: bool) -> IntegerArray:
-    """Elements that each window averages, (1, height, width)."""
-    rows, columns = window.output_size(*size)
-    if include_pad:
-        return np.full((1, 1, 1), window.kernel[0] * window.kernel[1], dtype=np.int64)
-    inside = [
-        [sum(0 <= i * window.stride[axis] - window.padding[axis] + k < size[axis] for k in range(window.kernel[axis]))
-         for i in range(count)]
-        for axis, count in enumerate((rows, columns))
-    ]  # fmt: skip
-    return np.array(inside[0])[None, :, None] * np.array(inside[1])[None, None, :]
-
-
 def _average_pool(lowering: Lowering, node: GraphNode) -> Value:
     require_default(node, ceil_mode=0, dilations=(1, 1))
     return _average(lowering, node, lowering.value(node, 0))
@@ -202,47 +207,47 @@ def _average(lowering: Lowering, node: GraphNode, value: Value, channels_last: b
     x, zero_point = linear_island(lowering, node, value)
     kernel = attribute(node, "kernel_shape", (0,))
     builder = lowering.builder
-    z = builder.transpose(f"{node.name}/first", x.z, (2, 0, 1)) if channels_last and len(x.z.shape) == 3 else x.z
-    if len(z.shape) != 3 or len(kernel) != 2:
-        raise UnsupportedModelError(node.name, node.op, "kernel_shape", f"{list(kernel)[:4]} on {z.shape}; two axes are needed")
+    axes = len(x.z.shape) - 1
+    z = builder.transpose(f"{node.name}/first", x.z, (axes, *range(axes))) if channels_last else x.z
+    if axes not in (1, 2) or len(kernel) != axes:
+        raise UnsupportedModelError(node.name, node.op, "kernel_shape", f"{list(kernel)[:4]} on {z.shape}; one or two axes")
     window = window_of(node, z.shape[1:], tuple(kernel))
-    counts = _counts(node, (z.shape[1], z.shape[2]), window, bool(attribute(node, "count_include_pad", 0)))
-    return islands.average(builder, f"{node.name}/mean", replace(x, z=z), zero_point, window, counts)
-
-
-def _whole_average(lowering: Lowering, node: GraphNode, keep: bool) -> Value:
-    """The mean over height and width."""
-    x, zero_point = linear_island(lowering, node, lowering.value(node, 0))
-    if len(x.z.shape) != 3:
-        raise UnsupportedModelError(node.name, node.op, None, f"it averages {x.z.shape}; (channels, height, width) is needed")
-    _, height, width = x.z.shape
-    mean = islands.average(lowering.builder, node.name, x, zero_point, Window((height, width)), np.array(height * width))
-    if keep:
+    z = builder.reshape(f"{node.name}/image", z, (z.shape[0], 1, z.shape[1])) if axes == 1 else z
+    counts = averaged_elements(z.shape, window, bool(attribute(node, "count_include_pad", 0)))
+    mean = islands.average(builder, f"{node.name}/mean", x.on(z), zero_point, window, counts)
+    if axes == 2:
         return mean
-    z = lowering.builder.reshape(f"{node.name}/squeezed", mean.z, mean.z.shape[:1])
-    return islands.island(z, mean.low, mean.high, mean.scale.reshape(-1), mean.shift.reshape(-1), mean.error.reshape(-1))
+    return islands.moved(builder, f"{node.name}/signal", mean, np.arange(prod(mean.z.shape)).reshape(mean.z.shape[0], -1))
 
 
-def _reduce_mean(lowering: Lowering, node: GraphNode) -> Value:
-    require_default(node, noop_with_empty_axes=0)
-    axes = integers_of(lowering, node, 1, "axes") or []
-    if sorted(axis % 4 for axis in axes) != [2, 3]:
-        raise UnsupportedModelError(node.name, node.op, "axes", f"{axes}: only the mean over height and width is supported")
-    return _whole_average(lowering, node, bool(attribute(node, "keepdims", 1)))
+def _whole_average(lowering: Lowering, node: GraphNode) -> Value:
+    """ReduceMean, or GlobalAveragePool over everything but the channels."""
+    x, zero_point = linear_island(lowering, node, lowering.value(node, 0))
+    pool, rank = node.op == "GlobalAveragePool", len(x.z.shape)
+    axes = tuple(range(1, rank)) if pool else reduced_axes(lowering, node, rank)
+    means: list[Island] = []
+
+    def reduce(row: Codes) -> Codes:
+        elements = row.shape[2]
+        window = Window((1, elements))
+        means.append(islands.average(lowering.builder, node.name, x.on(row), zero_point, window, np.array(elements)))
+        return means[0].z
+
+    z = along_window(lowering, node, x.z, axes, pool or bool(attribute(node, "keepdims", 1)), reduce)
+    return means[0].on(z)
 
 
 def _quantized_average_pool(lowering: Lowering, node: GraphNode) -> Value:
     """QLinearAveragePool: its kernel dequantizes, averages in float32 in an order of its own, and quantizes."""
     require_default(node, ceil_mode=0)
     codes, scale, zero_point = lowering.quantized(node, 0)
-    lowering.require_islands(node)
     y_scale, y_zero_point, low, high, quantization = lowering.result(node, 3)
     real = Real(codes, dequantize(np.arange(codes.low, codes.high + 1), scale, zero_point))
     last = bool(attribute(node, "channels_last", 0))
     mean = _average(lowering, node, real, last)
     mean = replace(mean, error=mean.error + 8 * islands.UNIT * mean.largest())  # a quotient, however it is computed
     result = quantized(lowering, node, mean, y_scale, y_zero_point, low, high, quantization)
-    return lowering.builder.transpose(f"{node.name}/last", result, (1, 2, 0)) if last else result
+    return lowering.builder.transpose(f"{node.name}/last", result, (*range(1, len(result.shape)), 0)) if last else result
 
 
 def quantized(
@@ -299,8 +304,8 @@ ISLANDS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "Gemm": _gemm,
     "MatMul": lambda lowering, node: _dense(lowering, node, 1),
     "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda lowering, node: _whole_average(lowering, node, keep=True),
-    "ReduceMean": _reduce_mean,
+    "GlobalAveragePool": _whole_average,
+    "ReduceMean": _whole_average,
     "QLinearAveragePool": _quantized_average_pool,
 }
 """The lowering of operators that are only enclosed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from qertify.importers.onnx_context import (
     window_of,
 )
 from qertify.importers.onnx_file import GraphNode
+from qertify.network.nodes import Window
 
 
 def integers_of(context: Context, node: GraphNode, position: int, name: str) -> list[int] | None:
@@ -54,9 +56,10 @@ def _full(context: Context, node: GraphNode) -> list[int]:
 
 
 def _reshape(context: Context, node: GraphNode) -> Value:
-    require_default(node, allowzero=0)
     target = integers_of(context, node, 1, "shape")
     full = _full(context, node)
+    if attribute(node, "allowzero", 0) and target is not None and 0 in target:
+        raise UnsupportedModelError(node.name, node.op, "allowzero", f"the target shape {target} is empty")
     if target is None or target.count(-1) > 1 or min(target, default=0) < -1:
         raise ModelFileError(f"node '{node.name}': unusable target shape {target}")
     if any(size == 0 and axis >= len(full) for axis, size in enumerate(target)):
@@ -127,8 +130,14 @@ def _concat(context: Context, node: GraphNode) -> Value:
     return joined if isinstance(first, Codes) else replace(first, codes=joined)
 
 
+PADDING = {b"constant": None, b"reflect": "reflect", b"edge": "edge", b"wrap": "wrap"}
+"""ONNX's names of ways to pad → numpy's."""
+
+
 def _pad(context: Context, node: GraphNode) -> Value:
-    require_default(node, mode=b"constant")
+    mode = attribute(node, "mode", b"constant")
+    if mode not in PADDING:
+        raise UnsupportedModelError(node.name, node.op, "mode", f"unknown: {mode!r}"[:100])
     value = context.value(node, 0)
     x = value if isinstance(value, Codes) else value.codes
     pads = integers_of(context, node, 1, "pads") or []
@@ -137,6 +146,9 @@ def _pad(context: Context, node: GraphNode) -> Value:
         raise UnsupportedModelError(node.name, node.op, "axes", "pads for every axis are needed")
     if len(pads) != 2 * rank or pads[0] or pads[rank] or any(abs(pad) > 1 << 16 for pad in pads):
         raise UnsupportedModelError(node.name, node.op, "pads", f"{pads[:16]} does not pad {rank} axes, all but the batch")
+    widths = [(pads[axis], pads[rank + axis]) for axis in range(1, rank)]
+    if PADDING[mode] is not None:
+        return _picked_from_padded(context, node, x.shape, widths, PADDING[mode])
     number = float(attribute(node, "value", 0.0))
     if len(node.inputs) > 2 and node.inputs[2]:
         operand = context.constant(node, 2)
@@ -146,8 +158,17 @@ def _pad(context: Context, node: GraphNode) -> Value:
     fill = _code_of(value, number)
     if fill is None:
         raise UnsupportedModelError(node.name, node.op, "value", f"no code stands for the padding value {number}")
-    widths = [(pads[axis], pads[rank + axis]) for axis in range(1, rank)]
     return on_codes(value, lambda x: context.builder.pad(node.name, x, widths, fill), node)
+
+
+def _picked_from_padded(
+    context: Context, node: GraphNode, shape: tuple[int, ...], widths: list[tuple[int, int]], mode: Any
+) -> Value:
+    """Padding with elements of the tensor itself."""
+    if any(not 0 <= width < size for size, pair in zip(shape, widths, strict=True) for width in pair):
+        raise UnsupportedModelError(node.name, node.op, "pads", f"{widths} in the mode '{mode}' need more than {shape} holds")
+    index = np.pad(np.arange(prod(shape)).reshape(shape), widths, mode=mode)
+    return on_codes(context.value(node, 0), lambda x: context.builder.rearrange(node.name, (x,), index), node)
 
 
 def _code_of(value: Value, number: float) -> int | None:
@@ -155,7 +176,7 @@ def _code_of(value: Value, number: float) -> int | None:
     match value:
         case Codes():
             return int(number) if number == int(number) and value.low <= number <= value.high else None
-        case Real(codes, values) if values is not None:
+        case Real(codes, values, None) if values is not None:
             found = np.flatnonzero(values == np.float32(number))
             return codes.low + int(found[0]) if found.size else None
         case Real(codes) if codes.quantization is not None:
@@ -173,8 +194,7 @@ def _max_pool(context: Context, node: GraphNode) -> Value:
     value = context.value(node, 0)
     if any(node.outputs[1:]):
         raise UnsupportedModelError(node.name, node.op, None, "its second output, the indices, is used")
-    if isinstance(value, Real) and value.values is not None and np.any(np.diff(value.values) < 0):
-        raise UnsupportedModelError(node.name, node.op, None, "its input does not grow with the codes")
+    _require_growing(node, value)
     last = node.op == "NhwcMaxPool"
     kernel = attribute(node, "kernel_shape", (0,))
     builder = context.builder
@@ -191,6 +211,52 @@ def _max_pool(context: Context, node: GraphNode) -> Value:
         return builder.transpose(f"{node.name}/last", y, (*range(1, axes + 1), 0)) if last else y
 
     return on_codes(value, pool, node)
+
+
+def reduced_axes(context: Context, node: GraphNode, rank: int) -> tuple[int, ...]:
+    """The axes that a Reduce operator reduces, of a tensor of ``rank`` axes without the batch."""
+    axes = integers_of(context, node, 1, "axes")
+    if not axes:
+        raise UnsupportedModelError(node.name, node.op, "axes", "name the axes; the batch axis must stay")
+    return tuple(sorted({axis_without_batch(node, axis, rank) for axis in axes}))
+
+
+def along_window(
+    context: Context, node: GraphNode, x: Codes, axes: tuple[int, ...], keep: bool, reduce: Callable[[Codes], Codes]
+) -> Codes:
+    """Reduce some axes of x: as the one row of an image with a channel for every combination of the others.
+
+    Args:
+        keep: whether the reduced axes stay, with size 1.
+        reduce: from (channels, 1, elements) to (channels, 1, 1).
+    """
+    others = [axis for axis in range(len(x.shape)) if axis not in axes]
+    channels = prod(x.shape[axis] for axis in others)
+    builder = context.builder
+    moved = builder.transpose(f"{node.name}/last", x, (*others, *axes))
+    result = reduce(builder.reshape(f"{node.name}/row", moved, (channels, 1, prod(x.shape) // channels)))
+    left = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape) if keep or axis not in axes)
+    return builder.reshape(f"{node.name}/reduced", result, left or (1,))
+
+
+def _reduce_max(context: Context, node: GraphNode) -> Value:
+    """ReduceMax, or GlobalMaxPool over everything but the channels."""
+    value = context.value(node, 0)
+    rank = len(_full(context, node)) - 1
+    pool = node.op == "GlobalMaxPool"
+    axes = tuple(range(1, rank)) if pool else reduced_axes(context, node, rank)
+    _require_growing(node, value)
+
+    def reduce(row: Codes) -> Codes:
+        return context.builder.max_pool(f"{node.name}/max", row, Window((1, row.shape[2])))
+
+    keep = pool or bool(attribute(node, "keepdims", 1))
+    return on_codes(value, lambda x: along_window(context, node, x, axes, keep, reduce), node)
+
+
+def _require_growing(node: GraphNode, value: Value) -> None:
+    if isinstance(value, Real) and value.values is not None and np.any(np.diff(value.values) < 0):
+        raise UnsupportedModelError(node.name, node.op, None, "its input does not grow with the codes")
 
 
 def _picked(context: Context, node: GraphNode, name: str, along: dict[int, Sequence[int]]) -> Value:
@@ -258,6 +324,8 @@ MOVES: dict[str, Callable[[Context, GraphNode], Value]] = {
     "Pad": _pad,
     "MaxPool": _max_pool,
     "NhwcMaxPool": _max_pool,
+    "GlobalMaxPool": _reduce_max,
+    "ReduceMax": _reduce_max,
     "Slice": _slice,
     "Split": _split,
     "Identity": _identity,

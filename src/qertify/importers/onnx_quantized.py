@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
-from qertify.importers.islands import Island
+from qertify.importers.islands import Island, scores
 from qertify.importers.lowering import Builder, Codes
 from qertify.importers.onnx_context import Decision, Lowering, Real, Sum, Value, require_default
 from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, is_quantized, read_graph, read_model
-from qertify.importers.onnx_islands import ISLANDS
+from qertify.importers.onnx_islands import ISLANDS, as_island, dequantized_constant
 from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_operators import OPERATORS
+from qertify.importers.reals import ranked
 from qertify.network.network import Network
 from qertify.network.tensor import QuantizationParameters
 from qertify.runtimes.onnx_reference import version as standard_version
@@ -27,8 +29,7 @@ from qertify.runtimes.onnxruntime import optimized_model, version
 from qertify.runtimes.onnxruntime_arithmetic import dequantize
 
 FLOAT_OPERATORS = (
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Conv", "Div", "Gather", "Gemm", "GlobalAveragePool", "HardSigmoid",
-    "HardSwish", "LeakyRelu", "MatMul", "Mul", "Shape", "Sigmoid", "Slice", "Sub",
+    "AveragePool", "Cast", "Conv", "Gather", "Gemm", "GlobalAveragePool", "MatMul", "Shape",
 )  # fmt: skip
 """Operators that onnxruntime may fuse with the quantizers around them, or fold away."""
 STANDARD = frozenset({
@@ -60,7 +61,8 @@ def load_onnx(
     Returns:
         The integer network, whose profile is the runtime; an enclosure if "enclosed" in its metadata names operators. They
         also tell whether inputs are real numbers or codes ("input"), what became of the outputs ("output": codes,
-        dequantized, softmax, argmax), which graph was read, and the operand types of every multiplication ("kernels", JSON).
+        dequantized, softmax, argmax; ranks: codes number all values that outputs take, in ascending order; float32: codes of a
+        grid), which graph was read, and the operand types of every multiplication ("kernels", JSON).
 
     Raises:
         ModelFileError: a damaged or hostile file, or one that onnxruntime refuses.
@@ -122,7 +124,7 @@ def _require_standard(graph: Graph) -> None:
 
 
 def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Network:
-    lowering = Lowering(graph, Builder(), allow_islands=allow_islands)
+    lowering = _with_numbers(Lowering(graph, Builder()))
     _lower_input(lowering)
     failures: list[UnsupportedModelError] = []
     failed: set[str] = set()
@@ -135,11 +137,14 @@ def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Ne
             failures.append(error)
         failed.update(node.outputs)
     if failures:
-        known = (*OPERATORS, *ISLANDS) if allow_islands else OPERATORS
-        raise _naming(failures[0], [node for node in graph.nodes if node.op not in known])
+        raise _naming(failures[0], [node for node in graph.nodes if node.op not in (*OPERATORS, *ISLANDS)])
     if graph.output not in lowering.values:
         raise UnsupportedModelError(graph.output, "graph", "output", "does not depend on the input")
     codes, kind = _finish(lowering, lowering.values[graph.output])
+    if lowering.builder.enclosed and not allow_islands:
+        culprits = [node for node in lowering.islands if node.op != "QuantizeLinear"] or lowering.islands
+        reason = "it runs in float, and has no exact integer form here; --allow-float-islands encloses it"
+        raise _naming(UnsupportedModelError(culprits[0].name, culprits[0].op, None, reason), culprits)
     real = graph.input_dtype == np.float32
     if len(codes.shape) != 1:
         codes = lowering.builder.reshape("flattened output", codes, (int(np.prod(codes.shape)),))
@@ -157,6 +162,14 @@ def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Ne
         **({"enclosed": json.dumps(lowering.builder.enclosed)} if lowering.builder.enclosed else {}),
     }
     return lowering.builder.build(codes, quantization or unit, codes.quantization or unit, runtime, metadata)
+
+
+def _with_numbers(lowering: Lowering) -> Lowering:
+    """Single numbers that the file stores quantized, dequantized: for operators that take no tensor in their place."""
+    constants = lowering.graph.constants
+    stored = [node for node in lowering.graph.nodes if node.op == "DequantizeLinear" and lowering.is_constant(node, 0)]
+    numbers = {node.outputs[0]: dequantized_constant(lowering, node) for node in stored if constants[node.inputs[0]].size == 1}
+    return replace(lowering, graph=replace(lowering.graph, constants={**constants, **numbers}))
 
 
 def _lower(lowering: Lowering, node: GraphNode) -> None:
@@ -181,7 +194,7 @@ def _require_known(graph: Graph) -> None:
 
 def _naming(first: UnsupportedModelError, nodes: Sequence[GraphNode]) -> UnsupportedModelError:
     """An error about one node that names others of the same fate too."""
-    others = [f"'{node.name}' ({node.op})" for node in nodes if node.name != first.node]
+    others = list(dict.fromkeys(f"'{node.name}' ({node.op})" for node in nodes if node.name != first.node))
     if not others:
         return first
     more = f" and {len(others) - 8} more" if len(others) > 8 else ""
@@ -242,19 +255,29 @@ def _finish(lowering: Lowering, value: Value) -> tuple[Codes, str]:
             return value, "codes"
         case Decision(codes, kind):
             return codes, kind
+        case Real(_, None):
+            raise UnsupportedModelError(lowering.graph.output, "graph", "output", "is the input itself")
+        case Real():
+            clamped = _as_own_codes(lowering.builder, value)
+            return (
+                (ranked(lowering.builder, "output ranks", value).codes, "ranks")
+                if clamped is None
+                else (clamped, "dequantized")
+            )
         case Sum() | Island():
-            raise UnsupportedModelError(lowering.graph.output, "graph", "output", "is computed in float; quantize it")
-        case Real(codes, values):
-            if values is None or codes.quantization is None:
-                raise UnsupportedModelError(lowering.graph.output, "graph", "output", "is a real number; quantize it")
-            scale, zero_point = np.float32(codes.quantization.scale[0]), int(codes.quantization.zero_point[0])
-            plain = dequantize(np.arange(codes.low, codes.high + 1), scale, zero_point)
-            image = np.searchsorted(plain, values)
-            if np.any(np.diff(plain) <= 0) or np.any(image > codes.high - codes.low) or np.any(plain[image] != values):
-                raise UnsupportedModelError(
-                    lowering.graph.output, "graph", "output", "its real numbers are not those of its codes; quantize it again"
-                )
-            meant = codes.low + image[None, :].astype(np.int64)
-            return lowering.builder.unary(
-                "output clamp", codes, meant, codes.low, codes.high, codes.quantization
-            ), "dequantized"
+            producer = next(node for node in lowering.graph.nodes if lowering.graph.output in node.outputs)
+            return scores(lowering.builder, "output", as_island(lowering, producer, value, "output")), "float32"
+
+
+def _as_own_codes(builder: Builder, x: Real) -> Codes | None:
+    """Codes whose own scale gives the numbers, up to a clamp; None if there are none."""
+    codes, values = x.codes, x.values
+    if codes.quantization is None or values is None or x.row is not None:
+        return None
+    scale, zero_point = np.float32(codes.quantization.scale[0]), int(codes.quantization.zero_point[0])
+    plain = dequantize(np.arange(codes.low, codes.high + 1), scale, zero_point)
+    image = np.searchsorted(plain, values)
+    if np.any(np.diff(plain) <= 0) or np.any(image > codes.high - codes.low) or np.any(plain[image] != values):
+        return None
+    meant = codes.low + image[None, :].astype(np.int64)
+    return builder.unary("output clamp", codes, meant, codes.low, codes.high, codes.quantization)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from qertify.errors import ModelFileError, UnsupportedModelError
 from qertify.importers.decisions import softmax_obstacle
-from qertify.importers.islands import Island, exact_sum, shifted, then
+from qertify.importers.islands import Island, regrid, shifted, tabulated, then
 from qertify.importers.lowering import Codes
 from qertify.importers.onnx_context import (
     Decision,
@@ -22,8 +23,16 @@ from qertify.importers.onnx_context import (
     require_default,
 )
 from qertify.importers.onnx_file import GraphNode
-from qertify.importers.onnx_islands import as_island, clamp, combined, quantized
+from qertify.importers.onnx_islands import (
+    as_island,
+    clamp,
+    combined,
+    float_constant,
+    is_float_constant,
+    quantized,
+)
 from qertify.importers.onnx_moves import MOVES
+from qertify.importers.reals import exact_sum, ranked
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.onnxruntime import softmax_keeps_ties, unary_floats
@@ -41,9 +50,9 @@ def _quantize(lowering: Lowering, node: GraphNode) -> Value:
     match value:
         case Real(codes, None):  # the input itself: its codes are this quantizer's
             return codes
-        case Real(codes, values) if values is not None:
-            image = np.clip(quantize(values, scale, zero_point), low, high)
-            return lowering.builder.unary(node.name, codes, image[None, :], low, high, quantization)
+        case Real(codes, values, row) if values is not None:
+            image = np.clip(quantize(np.atleast_2d(values), scale, zero_point), low, high)
+            return lowering.builder.unary(node.name, codes, image, low, high, quantization, row)
         case Sum() if (exact := exact_sum(lowering.builder, node.name, value, quantizer, low, high, quantization)) is not None:
             return exact
         case Sum() | Island():
@@ -102,6 +111,8 @@ def _decided(lowering: Lowering, node: GraphNode) -> tuple[Codes, Float32Array |
         return value.codes, None
     if isinstance(value, Sum | Island):
         raise UnsupportedModelError(node.name, node.op, None, "it reads what was computed in float; quantize it before")
+    if isinstance(value, Real) and value.row is not None:
+        value = ranked(lowering.builder, f"{node.name}/ranks", value)
     codes, values = (value, None) if isinstance(value, Codes) else (value.codes, value.values)
     if isinstance(value, Real) and values is None:
         raise UnsupportedModelError(node.name, node.op, None, "it reads the network's input")
@@ -117,10 +128,10 @@ def _classes_axis(lowering: Lowering, node: GraphNode, codes: Codes, default: in
 
 
 def _softmax(lowering: Lowering, node: GraphNode) -> Value:
-    """Dropped after a proof that it keeps order and ties."""
+    """Softmax or LogSoftmax: dropped after a proof that it keeps order and ties."""
     codes, values = _decided(lowering, node)
     _classes_axis(lowering, node, codes, -1 if lowering.graph.opset >= 13 else 1)
-    obstacle = softmax_obstacle(values, int(np.prod(codes.shape)), softmax_keeps_ties)
+    obstacle = softmax_obstacle(values, int(np.prod(codes.shape)), partial(softmax_keeps_ties, node.op))
     if obstacle is not None:
         raise UnsupportedModelError(node.name, node.op, None, obstacle)
     return Decision(codes, "softmax")
@@ -133,16 +144,63 @@ def _argmax(lowering: Lowering, node: GraphNode) -> Value:
     return Decision(codes, "argmax")
 
 
+UNARY = (
+    "Abs", "Ceil", "Celu", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg",
+    "QuickGelu", "Reciprocal", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu",
+)  # fmt: skip
+"""Element-wise float operators of one operand."""
+
+
 def _unary(lowering: Lowering, node: GraphNode) -> Value:
-    """An element-wise float operator between integers: its results on all codes are read off the runtime."""
-    value = lowering.value(node, 0)
+    """An element-wise float operator: its results on all codes, or on a grid after an island, are read off the runtime."""
+    if any(isinstance(setting, tuple | np.ndarray) for setting in node.attributes.values()):
+        raise UnsupportedModelError(node.name, node.op, None, "its attributes are no single numbers")
+    value, error = lowering.value(node, 0), 0.0
+    if isinstance(value, Sum | Island):
+        if node.op not in SLOPES:
+            raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
+        grid = regrid(lowering.builder, f"{node.name}/grid", as_island(lowering, node, value))
+        points = (float(grid.scale.flat[0]) * np.arange(grid.low, grid.high + 1)).astype(np.float32)
+        value = Real(replace(grid.z, low=grid.low, high=grid.high), points)
+        error = max(SLOPES[node.op], abs(attribute(node, "alpha", 0.0))) * float(grid.error.flat[0])
     if not isinstance(value, Real) or value.values is None:
         raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
-    attributes = {name: attribute(node, name, 0.0) for name in node.attributes}
-    values = unary_floats(node.op, value.values, attributes)
-    if values is None:
+    found = unary_floats(node.op, value.values.reshape(-1), node.attributes, lowering.graph.opset)
+    if found is None:
+        raise UnsupportedModelError(node.name, node.op, None, NO_NUMBER)
+    least, greatest = (side.reshape(value.values.shape) for side in found)
+    if not error and np.array_equal(least, greatest):
+        return replace(value, values=least)
+    lowering.islands.append(node)
+    if value.row is not None:
         raise UnsupportedModelError(node.name, node.op, None, "its float results depend on the position in the tensor")
-    return replace(value, values=values)
+    return tabulated(lowering.builder, node.name, value.codes, least, greatest, error)
+
+
+SLOPES = {
+    "Abs": 1.0, "Elu": 1.0, "Erf": 1.13, "Gelu": 1.13, "HardSigmoid": 0.2, "HardSwish": 1.5, "LeakyRelu": 1.0, "Mish": 1.1,
+    "Neg": 1.0, "QuickGelu": 1.1, "Sigmoid": 0.25, "Softplus": 1.0, "Softsign": 1.0, "Tanh": 1.0,
+}  # fmt: skip
+"""The steepest slope of each function, or alpha if that is larger."""
+NO_NUMBER = "some code gives NaN or infinity"
+
+
+def _batch_normalization(lowering: Lowering, node: GraphNode) -> Value:
+    """Between integers: its results on all codes, channel by channel, are read off the runtime."""
+    require_default(node, training_mode=0, spatial=1)
+    value = lowering.value(node, 0)
+    if not isinstance(value, Real) or value.values is None or value.row is not None or any(node.outputs[1:]):
+        raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
+    channels, *rest = value.codes.shape
+    parameters = [float_constant(lowering, node, position)[0] for position in range(1, 5)]
+    if any(parameter.shape != (channels,) for parameter in parameters):
+        raise ModelFileError(f"node '{node.name}': its parameters do not fit {channels} channels")
+    settings = {"epsilon": attribute(node, "epsilon", 1e-5)}
+    found = unary_floats(node.op, value.values, settings, lowering.graph.opset, parameters)
+    if found is None or not np.array_equal(*found):
+        reason = NO_NUMBER if found is None else "its float results depend on the position in the tensor"
+        raise UnsupportedModelError(node.name, node.op, None, reason)
+    return Real(value.codes, found[0], np.arange(channels).reshape(channels, *(1,) * len(rest)))
 
 
 BINARY: dict[str, Callable[[Float32Array, Float32Array], Float32Array]] = {
@@ -150,51 +208,80 @@ BINARY: dict[str, Callable[[Float32Array, Float32Array], Float32Array]] = {
     "Sub": lambda a, b: a - b,
     "Mul": lambda a, b: a * b,
     "Div": lambda a, b: a / b,
+    "PRelu": lambda a, b: np.where(a > 0, a, a * b),
+    "Max": np.maximum,
+    "Min": np.minimum,
 }
 """Float operators with one correctly rounded result, float32 in and out."""
 
 
 def _binary(lowering: Lowering, node: GraphNode) -> Value:
-    """Two float tensors known through the same codes, or one of them a number: still known through those codes.
+    """Two float tensors known through the same codes, or one of them constant: still known through those codes.
 
     The sum of two tensors known through different codes stays exact, too; the rest is enclosed.
     """
-    values_of = [None if lowering.is_constant(node, side) else lowering.value(node, side) for side in range(2)]
-    if any(isinstance(value, Island | Sum) for value in values_of):
-        return _on_islands(lowering, node, values_of)
-    operands: list[Float32Array] = []
-    known: list[Real] = []
-    for position in range(2):
-        if lowering.is_constant(node, position):
-            constant = lowering.constant(node, position)
-            if constant.dtype != np.float32 or constant.size != 1:
-                raise UnsupportedModelError(node.name, node.op, None, f"a single number is needed, not {constant.shape}")
-            operands.append(constant.reshape(-1))
-            continue
-        value = lowering.value(node, position)
-        if not isinstance(value, Real) or value.values is None:
-            raise UnsupportedModelError(node.name, node.op, None, "it runs in float, on the network's input")
-        known.append(value)
-        operands.append(value.values)
+    if len(node.inputs) != 2:
+        raise UnsupportedModelError(node.name, node.op, None, f"two operands are needed, not {len(node.inputs)}")
+    operands = [_binary_operand(lowering, node, position) for position in range(2)]
+    known = [operand for operand in operands if not isinstance(operand, np.ndarray)]
     if not known:
         raise UnsupportedModelError(node.name, node.op, None, "both operands are constants; fold them")
-    codes = known[0].codes
-    if any((k.codes.node, k.codes.shape) != (codes.node, codes.shape) for k in known):
-        if node.op in ("Add", "Sub") and known[1].codes.shape == codes.shape:
-            return Sum(known[0], known[1] if node.op == "Add" else replace(known[1], values=-operands[1]))
-        return combined(lowering, node, known[0], known[1])
+    if any(isinstance(operand, Island | Sum) for operand in known):
+        return _on_islands(lowering, node, operands)
+    reals = [operand for operand in known if isinstance(operand, Real) and operand.values is not None]
+    if len(reals) != len(known):
+        raise UnsupportedModelError(node.name, node.op, None, "it runs in float, on the network's input; quantize that first")
+    codes = reals[0].codes
+    if any((real.codes.node, real.codes.shape) != (codes.node, codes.shape) for real in reals):
+        return _different(lowering, node, reals[0], reals[1])
+    (first, first_row), (second, second_row) = (_rows(node, operand, codes) for operand in operands)  # type: ignore[arg-type]
+    pairs, row = np.unique(first_row * len(second) + second_row, return_inverse=True)
     with np.errstate(all="ignore"):
-        values = BINARY[node.op](operands[0], operands[1])
+        values = BINARY[node.op](first[pairs // len(second)], second[pairs % len(second)])
     if not np.all(np.isfinite(values)):
-        raise UnsupportedModelError(node.name, node.op, None, "some code gives NaN or infinity")
-    return Real(codes, values)
+        raise UnsupportedModelError(node.name, node.op, None, NO_NUMBER)
+    return Real(codes, values[0]) if len(pairs) == 1 else Real(codes, values, row.reshape(codes.shape))
+
+
+def _binary_operand(lowering: Lowering, node: GraphNode, position: int) -> Value | Float32Array:
+    if is_float_constant(lowering, node, position):
+        return float_constant(lowering, node, position)[0]
+    return lowering.value(node, position)
+
+
+def _rows(node: GraphNode, operand: Real | Float32Array, codes: Codes) -> tuple[Float32Array, IntegerArray]:
+    """An operand's number on every code, (rows, codes or 1), and the row of each element of the tensor."""
+    if isinstance(operand, Real):
+        assert operand.values is not None
+        row = np.zeros(1, dtype=np.int64) if operand.row is None else operand.row
+        return np.atleast_2d(operand.values), np.broadcast_to(row, codes.shape)
+    full = (1, *codes.shape)
+    if operand.size != 1 and np.broadcast_shapes(operand.shape, full) != full:
+        raise UnsupportedModelError(node.name, node.op, None, f"the constant {operand.shape} would extend the tensor {full}")
+    distinct, row = np.unique(operand, return_inverse=True)
+    return distinct[:, None], np.broadcast_to(row.reshape(operand.shape if operand.size != 1 else ()), full)[0]
+
+
+def _different(lowering: Lowering, node: GraphNode, a: Real, b: Real) -> Value:
+    """Of two tensors known through different codes."""
+    a, b = (
+        real if real.row is None else ranked(lowering.builder, f"{node.name}/{side}_ranks", real)
+        for side, real in (("a", a), ("b", b))
+    )
+    if node.op in ("Add", "Sub") and a.codes.shape == b.codes.shape:
+        return Sum(a, b if node.op == "Add" else replace(b, values=-b.values))  # type: ignore[operator]
+    return combined(lowering, node, a, b)
 
 
 def _concat(lowering: Lowering, node: GraphNode) -> Value:
     """Float tensors known through codes of different scales are joined through codes that number all their values."""
     before = dict(lowering.values)
     parts = [lowering.value(node, position) for position in range(len(node.inputs))]
-    reals = [part for part in parts if isinstance(part, Real) and part.values is not None]
+    reals = [
+        part if part.row is None else ranked(lowering.builder, f"{node.name}/ranks{i}", part)
+        for i, part in enumerate(parts)
+        if isinstance(part, Real) and part.values is not None
+    ]
     tables = [part.values for part in reals if part.values is not None]
     alike = all(np.array_equal(table, tables[0]) for table in tables)
     if reals and len(reals) == len(parts) and not alike:
@@ -208,14 +295,14 @@ def _concat(lowering: Lowering, node: GraphNode) -> Value:
     return joined
 
 
-def _on_islands(lowering: Lowering, node: GraphNode, values: list[Value | None]) -> Value:
+def _on_islands(lowering: Lowering, node: GraphNode, operands: list[Value | Float32Array]) -> Value:
     """An operator of which an operand was computed in float itself: two tensors, or a tensor and a constant added to it."""
-    first, second = values
-    if first is not None and second is not None:
+    first, second = operands
+    if not isinstance(first, np.ndarray) and not isinstance(second, np.ndarray):
         return combined(lowering, node, first, second)
-    position = 0 if first is None else 1
-    constant = lowering.constant(node, position, "f").astype(np.float64)
-    x = as_island(lowering, node, values[1 - position])  # type: ignore[arg-type]
+    position = 0 if isinstance(first, np.ndarray) else 1
+    constant = np.asarray(operands[position], dtype=np.float64)
+    x = as_island(lowering, node, operands[1 - position])  # type: ignore[arg-type]
     fits = constant.size == 1 or np.broadcast_shapes(constant.shape, (1, *x.z.shape)) == (1, *x.z.shape)
     if x.after or not fits or not (node.op == "Add" or (node.op == "Sub" and position == 1)):
         raise UnsupportedModelError(node.name, node.op, None, "only a constant added to a linear float result is enclosed")
@@ -229,11 +316,9 @@ REALS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "Relu": lambda lowering, node: _clamp(lowering, node, 0.0, np.inf),
     "Clip": _clip,
     "Softmax": _softmax,
-    "LeakyRelu": _unary,
-    "Sigmoid": _unary,
-    "Tanh": _unary,
-    "HardSigmoid": _unary,
-    "HardSwish": _unary,
+    "LogSoftmax": _softmax,
+    "BatchNormalization": _batch_normalization,
+    **dict.fromkeys(UNARY, _unary),
     **dict.fromkeys(BINARY, _binary),
     "Concat": _concat,
     "ArgMax": _argmax,

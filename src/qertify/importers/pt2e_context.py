@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qertify.importers import islands
-from qertify.importers.islands import Island, Real, Sum, Weights
+from qertify.importers.islands import Island, Weights
 from qertify.importers.lowering import Builder, Codes
 from qertify.importers.pt2_context import Operands
 from qertify.importers.pt2_file import Call, ElementType, Reference
+from qertify.importers.reals import Real, Sum
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.float32 import is_normal
 

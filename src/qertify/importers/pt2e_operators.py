@@ -15,22 +15,19 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from qertify.importers import islands
-from qertify.importers.islands import Island, Real, Sum
+from qertify.importers import islands, reals
+from qertify.importers.islands import Island
 from qertify.importers.lowering import Codes
 from qertify.importers.pt2_context import MOVES, RESHAPING, Move, padded, pool_window
 from qertify.importers.pt2_file import Call, ElementType, Reference
 from qertify.importers.pt2e_context import Lowering, Raw, Value, island_of, linear_island, require
 from qertify.importers.pt2e_linear import LINEAR
+from qertify.importers.reals import Real, Sum
 from qertify.network.tensor import FloatArray, IntegerArray, QuantizationParameters
 from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.torch_arithmetic import dequantize, quantize_decomposed
 from qertify.runtimes.torch_exported import elementwise
 
-POSITIONS = 4
-"""Where a kernel's results depend on the position in the tensor, they are granted this multiple of the differences seen."""
-FUNCTION_ERROR = 2.0**-18
-"""Assumed bound on the relative error of float32 functions such as tanh; they are accurate to about 2⁻²²."""
 SLOPES = {
     "aten.gelu": 1.13, "aten.hardsigmoid": 1 / 6, "aten.hardswish": 1.5, "aten.leaky_relu": 1.0,
     "aten.neg": 1.0, "aten.sigmoid": 0.25, "aten.silu": 1.1, "aten.tanh": 1.0,
@@ -60,7 +57,7 @@ def _quantize(lowering: Lowering, call: Call) -> Value:
         case Real(codes, values) if values is not None:
             image = np.clip(quantizer(values), low, high)
             return builder.unary(call.name, codes, image[None, :], low, high, meaning)
-        case Sum() if (exact := islands.exact_sum(builder, call.name, value, quantizer, low, high, meaning)) is not None:
+        case Sum() if (exact := reals.exact_sum(builder, call.name, value, quantizer, low, high, meaning)) is not None:
             return exact
         case Sum() | Island():
             return islands.quantize(builder, call.name, island_of(lowering, call, value), quantizer, low, high, meaning)
@@ -118,11 +115,7 @@ def _read_off(lowering: Lowering, call: Call, codes: Codes, tables: Mapping[str,
     least, greatest = found
     if not error and np.array_equal(least, greatest):
         return Real(codes, least)
-    if error:
-        error += FUNCTION_ERROR * float(np.abs(least).max())
-    spread = POSITIONS * float((greatest.astype(np.float64) - least).max())
-    x = islands.from_codes(lowering.builder, call.name, codes, least)
-    return replace(x, error=x.error + spread + error)
+    return islands.tabulated(lowering.builder, call.name, codes, least, greatest, error)
 
 
 def _is_computed(value: object, lowering: Lowering) -> TypeGuard[Reference]:

@@ -14,12 +14,13 @@ import numpy as np
 
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers import islands
-from qertify.importers.islands import Island, Real, Sum
+from qertify.importers.islands import Island
 from qertify.importers.lowering import Codes
 from qertify.importers.pt2_context import fold, require_unshared
 from qertify.importers.pt2_file import Call, ExportedGraph, parse_exported, read_exported
 from qertify.importers.pt2e_context import Lowering, Raw, Value, fold_quantizer, island_of
 from qertify.importers.pt2e_operators import OPERATORS
+from qertify.importers.reals import Real, Sum
 from qertify.network.network import Network
 from qertify.network.tensor import QuantizationParameters
 from qertify.runtimes.torch_arithmetic import dequantize

@@ -69,6 +69,11 @@ def replayed(
         else:
             ordered = (outputs[:, :, None] > outputs[:, None, :]).sum(axis=2)
         return Replay(runtime, codes, outputs, low, predicted, beaten.all(axis=1), ordered)
+    if kind == "ranks":
+        above = outputs[:, :, None] > outputs[:, None, :]
+        surely, perhaps = (bound[:, :, None] > other[:, None, :] for bound, other in ((low, high), (high, low)))
+        agrees = np.all((above | ~surely) & (perhaps | ~above), axis=(1, 2))
+        return Replay(runtime, codes, outputs, low, np.argmax(outputs, axis=1), agrees, above.sum(axis=2))
     if kind == "float32":
         scale = float(network.output_quantization.scale[0])
         ordered = (outputs[:, :, None] > outputs[:, None, :]).sum(axis=2)
@@ -133,6 +138,14 @@ def runtime_of(network: Network) -> Runtime:
         raise InvalidInputError(f"networks of the profile '{network.runtime_profile}' can't be replayed on a runtime")
     module, name = RUNTIMES[network.runtime_profile].split(":")
     return getattr(import_module(module), name)(network)
+
+
+def reads_codes(network: Network) -> bool:
+    """Whether the model's own inputs are its input codes, rather than real numbers that a runtime quantizes."""
+    if network.runtime_profile not in RUNTIMES:
+        return True
+    codes = np.full(network.input_shape, network.input.low)
+    return runtime_of(network).real_input(codes).dtype.kind in "iu"
 
 
 def runner(

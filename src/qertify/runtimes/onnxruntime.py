@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -49,7 +49,9 @@ def open_session(model: bytes | str, optimized: str | None = None) -> Any:
     if optimized is not None:
         options.optimized_model_filepath = optimized
     try:
-        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # The NCHWc layout blocks the channels of what stays in float; it computes the same up to the order of sums.
+        left_out = [] if optimized is None else ["NchwcTransformer"]
+        return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out)
     except Exception as error:  # its exceptions share no base class
         reason = " ".join(str(error).split())[:300]
         raise ModelFileError(f"onnxruntime {runtime.__version__} refuses the model: {reason}") from error
@@ -107,46 +109,70 @@ def unary_table(
     return _table(op, low, (float(x[0]), x[1]), (float(y[0]), y[1]), tuple(sorted(attributes.items())))
 
 
+PROBES = 256
+"""About how many places of a table tensors of each length are taken from."""
 PROBE_LENGTHS = (1, 3, 8, 15, 33, 256)
 """Lengths of the tensors on which a float operator is probed: vector bodies and tails of every kernel width."""
 
 
-def _float_operator(op: str, axes: int, attributes: Mapping[str, Any]) -> Any:
-    """A session of one float operator from x to y."""
-    from onnx import TensorProto, helper
+def _float_operator(
+    op: str, axes: int, attributes: Mapping[str, Any], opset: int, parameters: Sequence[Float32Array] = ()
+) -> Any:
+    """A session of one float operator from x, and constant parameters, to y."""
+    from onnx import TensorProto, defs, helper, numpy_helper
 
-    node = helper.make_node(op, ["x"], ["y"], **dict[str, Any](attributes))
+    names = [f"p{i}" for i in range(len(parameters))]
+    domain = "" if defs.has(op, opset) else "com.microsoft"
+    node = helper.make_node(op, ["x", *names], ["y"], domain=domain, **dict[str, Any](attributes))
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * axes) for name in "xy"]
-    graph = helper.make_graph([node], "probe", tensors[:1], tensors[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return open_session(model.SerializeToString())
+    constants = [numpy_helper.from_array(value, name) for name, value in zip(names, parameters, strict=True)]
+    graph = helper.make_graph([node], "probe", tensors[:1], tensors[1:], constants)
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return open_session(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
 
 
-def unary_floats(op: str, values: Float32Array, attributes: Mapping[str, Any]) -> Float32Array | None:
+def unary_floats(
+    op: str, values: Float32Array, attributes: Mapping[str, Any], opset: int, parameters: Sequence[Float32Array] = ()
+) -> tuple[Float32Array, Float32Array] | None:
     """What an element-wise float operator makes of each value, as the installed onnxruntime computes it.
 
+    Args:
+        values: float32, one axis.
+        parameters: further operands, one number a channel of the second axis.
+
     Returns:
-        float32 of the same shape, or None if the result depends on the value's position in the tensor.
+        float32 of the same shape, or (channels, values) with parameters: the least and the greatest result of each value,
+        which differ where vectors compute otherwise than scalars; None if some result is no number.
     """
-    session = _float_operator(op, 1, attributes)
-    result: Float32Array = session.run(None, {"x": values})[0]
+    channels = len(parameters[0]) if parameters else 1
+    session = _float_operator(op, 3, attributes, opset, parameters)
+
+    def run(chosen: Float32Array) -> Float32Array:
+        x = np.broadcast_to(chosen, (1, channels, len(chosen)))
+        return session.run(None, {"x": np.ascontiguousarray(x)})[0][0]
+
+    least = run(values)
+    greatest = least.copy()
     for length in PROBE_LENGTHS:
-        for start in range(len(values)):
+        for start in range(0, len(values), max(1, len(values) * channels // PROBES)):
             chosen = (start + np.arange(length)) % len(values)
-            if not np.array_equal(session.run(None, {"x": values[chosen]})[0], result[chosen]):
-                return None
-    return result if bool(np.all(np.isfinite(result))) else None
+            found = run(values[chosen])
+            least[:, chosen], greatest[:, chosen] = np.minimum(least[:, chosen], found), np.maximum(greatest[:, chosen], found)
+    if not np.all(np.isfinite(least) & np.isfinite(greatest)):
+        return None
+    return (least, greatest) if parameters else (least[0], greatest[0])
 
 
-def softmax_keeps_ties(values: Float32Array, classes: int) -> bool:
+def softmax_keeps_ties(op: str, values: Float32Array, classes: int) -> bool:
     """Whether equal scores get equal results at every position, as far as the installed onnxruntime shows.
 
     Args:
+        op: Softmax or LogSoftmax.
         values: every score there is, ascending. Each is put at all positions beside the largest one.
         classes: number of scores that the softmax runs over.
     """
     x = np.broadcast_to(values[:, None], (len(values), classes)).copy()
-    session = _float_operator("Softmax", 2, {"axis": 1})
+    session = _float_operator(op, 2, {"axis": 1}, 17)
     for position in (0, -1):
         beside = x.copy()
         beside[:, position] = values[-1]

@@ -22,7 +22,7 @@ TOGETHER = (1, 2, 4, 8, 16, 32, 64)
 """How many of the best moves are tried in one step."""
 
 
-def _smooth_values(program: Program, first: int, last: int, z: Tensor) -> Tensor:
+def smooth_values(program: Program, first: int, last: int, z: Tensor) -> Tensor:
     """The staircases of units first … last − 1 as clamped lines."""
     mine = slice(first, last)
     thresholds, has_value = program.thresholds[mine], program.has_value[mine]
@@ -47,7 +47,7 @@ def _score(program: Program, base: Tensor, objective: Tensor) -> Tensor:
             z, smooth_z = z + y[:, :first] @ matrix, z + smooth[:, :first] @ matrix
         score += (z + SMOOTH * smooth_z) @ objective[mine]
         y[:, mine] = program.block_values(first, last, z)
-        smooth[:, mine] = _smooth_values(program, first, last, smooth_z)
+        smooth[:, mine] = smooth_values(program, first, last, smooth_z)
     return score
 
 

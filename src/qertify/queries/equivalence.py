@@ -130,6 +130,11 @@ class EquivalenceResult:
         return EquivalenceResult(**known)
 
 
+def question_of(query: EquivalenceQuery) -> str:
+    """What is asked: "delta", "top1" or "max_delta"."""
+    return "top1" if query.top1 else "max_delta" if query.delta is None else "delta"
+
+
 def float32_bound(query: EquivalenceQuery) -> Fraction:
     """Bound on |float32 execution − real arithmetic| at any output of the float original, on the region."""
     original, inputs = query.original, query.inputs
@@ -175,11 +180,11 @@ def equivalence(
     quantized = [network for network in (query.original, query.quantized) if isinstance(network, Network)]
     doubts = [line for network in quantized for line in arithmetic_doubts(network, cpu_class, query.inputs.box)]
     error = float32_bound(query)
-    judge = Judge(query)
+    margin = error if query.semantics is FloatSemantics.FLOAT32_BOUNDED else Fraction(0)
+    judge = Judge(query, margin)
     if doubts:
         finding = Finding(reason=Reason.ARITHMETIC, method="ranges", explanation=list(doubts))
     else:
-        margin = error if query.semantics is FloatSemantics.FLOAT32_BOUNDED else Fraction(0)
         deadline = None if options.timeout is None else start + options.timeout
         finding = search(query, judge, margin, options, progress or (lambda _: None), deadline, executor, stopped)
     counterexample = None if finding.found is None else _report(query, judge, finding.found)
@@ -196,7 +201,7 @@ def equivalence(
         model_digest=query.quantized.digest,
         runtime_profile=query.quantized.runtime_profile,
         verdict=verdict,
-        question="top1" if query.top1 else "max_delta" if query.delta is None else "delta",
+        question=question_of(query),
         seconds=time.monotonic() - start,
         method=finding.method or options.method.value,
         delta=None if query.delta is None else str(query.delta),

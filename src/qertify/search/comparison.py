@@ -92,6 +92,19 @@ class Outputs:
         """Classes, lowest index first."""
         return self.original.index(max(self.original)), self.quantized.index(max(self.quantized))
 
+    def agree(self, margin: Fraction) -> bool:
+        """Whether the classes are the same whatever the original's outputs are within the margin."""
+        own, other = self.predicted()
+        if own != other or not margin:
+            return own == other
+        rivals = (value for index, value in enumerate(self.original) if index != own)
+        return self.original[own] - max(rivals) > 2 * margin
+
+    def disagree(self, margin: Fraction) -> bool:
+        """Whether the classes differ whatever the original's outputs are within the margin."""
+        own, other = self.predicted()
+        return own != other and (not margin or self.original[own] - self.original[other] > 2 * margin)
+
 
 def dequantized(network: Network, codes: IntegerArray) -> list[Fraction]:
     """scale · (code − zero point), exactly, of output codes (outputs,)."""
@@ -102,10 +115,14 @@ def dequantized(network: Network, codes: IntegerArray) -> list[Fraction]:
 
 
 class Judge:
-    """Evaluates candidates of one query, fast and exactly, and remembers the worst."""
+    """Evaluates candidates of one query, fast and exactly, and remembers the worst.
 
-    def __init__(self, query: EquivalenceQuery) -> None:
-        self.query = query
+    Args:
+        margin: by how much the original's outputs may be off from real arithmetic.
+    """
+
+    def __init__(self, query: EquivalenceQuery, margin: Fraction = Fraction(0)) -> None:
+        self.query, self._margin = query, margin
         self.attained = Fraction(-1)
         self.worst: tuple[Float32Array, IntegerArray, Outputs] | None = None
         self.disagreement: tuple[Float32Array, IntegerArray, Outputs] | None = None
@@ -142,11 +159,7 @@ class Judge:
             self.consider(x[best], codes[best])
         if self.query.top1 and self.disagreement is None:
             for row in np.flatnonzero(left.argmax(axis=1) != right.argmax(axis=1))[:8]:
-                outputs = self.exactly(x[row], codes[row])
-                own, other = outputs.predicted()
-                if own != other:
-                    self.disagreement = x[row], codes[row], outputs
-                    break
+                self.compare(x[row], codes[row], self.exactly(x[row], codes[row]))
 
     def consider(self, x: Float32Array, codes: IntegerArray) -> None:
         """Evaluate one input exactly and remember it if it is the worst so far."""
@@ -155,6 +168,11 @@ class Judge:
         found = max(differences[i] for i in self.query.outputs)
         if found > self.attained:
             self.attained, self.worst = found, (x, codes, outputs)
+
+    def compare(self, x: Float32Array, codes: IntegerArray, outputs: Outputs) -> None:
+        """Remember an input if it is the first on which the classes differ."""
+        if self.disagreement is None and outputs.disagree(self._margin):
+            self.disagreement = x, codes, outputs
 
 
 def rounded(value: Fraction, up: bool) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fractions import Fraction
 from functools import partial
 
@@ -128,7 +128,7 @@ class _Search:
             self._analyse()
         judge = self._judge
         if self._exact and judge.attained >= 0:
-            finding.attained = judge.attained
+            finding.attained = max(judge.attained - self._margin, Fraction(0))
             if finding.bound is not None and finding.bound < judge.attained:
                 raise ReplayError("an input differs by more than was proved possible; please report this defect")
         if self._refuted():
@@ -136,10 +136,12 @@ class _Search:
             finding.found = judge.disagreement if self._query.top1 else judge.worst
         elif self._query.delta is None and not self._query.top1 and finding.bound is not None and self._exact:
             finding.found = judge.worst
-            finding.proved = finding.bound <= judge.attained * (1 + CLOSE)
+            finding.proved = finding.bound <= judge.attained * (1 + CLOSE) + self._margin
         if self._leaf_solvers and finding.evidence is Evidence.EXACT_SEARCH:
             finding.evidence, finding.solver = Evidence.EXACT_SOLVER, ", ".join(sorted(self._leaf_solvers))
-        if not finding.proved and not finding.refuted and finding.reason is None:
+        if finding.proved or finding.refuted:
+            finding.reason = None
+        elif finding.reason is None:
             finding.reason = Reason.TIMEOUT if self._late() else Reason.UNSUPPORTED if self._exact else Reason.ENCLOSURE
         return finding
 
@@ -169,22 +171,21 @@ class _Search:
                     self._judge.consider(x[row], codes[row])
             if query.top1:
                 top = np.sort(left, axis=1)
-                doubtful = (top[:, -1] - top[:, -2]) <= 4 * allowance.max(axis=1)
+                doubtful = (top[:, -1] - top[:, -2]) <= 4 * (allowance.max(axis=1) + float(self._margin))
                 for row in np.flatnonzero(doubtful | (left.argmax(axis=1) != right.argmax(axis=1))):
                     outputs = self._judge.exactly(x[row], codes[row])
-                    own, other = outputs.predicted()
-                    if own != other:
-                        self._judge.disagreement = self._judge.disagreement or (x[row], codes[row], outputs)
-                        agree = False
+                    self._judge.compare(x[row], codes[row], outputs)
+                    agree = agree and outputs.agree(self._margin)
+                    if self._judge.disagreement is not None:
                         break
             if self._refuted():
                 break
         else:
-            finding.bound, finding.evidence = self._judge.attained, Evidence.EXACT_SEARCH
+            finding.bound, finding.evidence = self._judge.attained + self._margin, Evidence.EXACT_SEARCH
             if query.top1:
-                finding.proved = agree and not self._margin
+                finding.proved = agree
             elif query.delta is not None:
-                finding.proved = self._judge.attained + self._margin <= query.delta
+                finding.proved = finding.bound <= query.delta
         finding.method = "enumeration"
         self._say(f"enumeration: {box.size} inputs, largest difference {float(self._judge.attained):.6g}")
         return True
@@ -269,8 +270,7 @@ class _Search:
             max(rows.difference(row, bound, bits), Fraction(0)) if np.isfinite(bound) else None
             for (row, _), bound in zip(every, (margins + domains.limit).tolist(), strict=True)  # one less than ⌈g⌉: below g
         ]
-        known = [bound for bound in bounds if bound is not None]
-        finding.bound = max(known) + self._margin if len(known) == len(bounds) else None
+        finding.bound = self._greatest(bounds)
         finding.method, finding.evidence = "bounds", Evidence.EXACT_BOUNDS
         self._candidates(joint, relaxation.inputs, domains.objective)
         self._say(f"bounds: at most {text_of(finding.bound)}, at least {float(self._judge.attained):.6g}")
@@ -292,6 +292,11 @@ class _Search:
             return
         self._squeeze(joint, dict(zip(every, bounds, strict=True)))
 
+    def _greatest(self, bounds: Collection[Fraction | None]) -> Fraction | None:
+        """What bounds of all rows and signs mean for the difference."""
+        known = [bound for bound in bounds if bound is not None]
+        return max(known) + self._margin if len(known) == len(bounds) else None
+
     def _squeeze(self, joint: Joint, bounds: dict[tuple[int, int], Fraction | None]) -> None:
         """Bring the proved difference down towards the attained one, by searches for differences in between."""
         finding, judge = self._finding, self._judge
@@ -305,19 +310,15 @@ class _Search:
             cases = self._differences.cases(limits)
             seen = judge.attained
             proved = not keys or self._search(joint, cases, self._deadline, (aim - self._margin) * (1 + FIRST_EXCESS), True)
-            if proved:
-                bounds |= dict.fromkeys(keys, aim - self._margin)
-            elif (margins := self._margins) is not None:
-                for key, case in zip(keys, cases, strict=True):
-                    known = self._differences.difference(key[0], margins.get(case, 0.0) + case.limit, joint.output_bits)
-                    if np.isfinite(margins.get(case, 0.0)):
-                        old = bounds[key]
-                        known = max(known, aim - self._margin)
-                        bounds[key] = known if old is None else min(old, known)
-            known = [bound for bound in bounds.values() if bound is not None]
-            if len(known) == len(bounds):
-                finding.bound = min(finding.bound, max(known) + self._margin)
-                finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
+            margins = dict.fromkeys(cases, 0.0) if proved else self._margins or {}
+            for key, case in zip(keys, cases, strict=True):
+                if np.isfinite(margin := margins.get(case, 0.0 if self._margins else -np.inf)):
+                    reached = self._differences.difference(key[0], min(margin, 0.0) + case.limit, joint.output_bits)
+                    known = bounds[key]
+                    bounds[key] = reached if known is None else min(known, reached)
+            bound = self._greatest(bounds.values())
+            if bound is not None and bound < finding.bound:
+                finding.bound, finding.evidence, finding.method = bound, Evidence.EXACT_SEARCH, "bab"
             self._say(f"search: {float(judge.attained):.6g} … {text_of(finding.bound)}, {finding.nodes} domains")
             if proved:
                 excess /= 10

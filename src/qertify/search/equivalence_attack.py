@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qertify.attack.aligned import Aligner
 from qertify.attack.annealing import anneal
-from qertify.attack.gradient import random_starts, signed_gradient
+from qertify.attack.gradient import forward, random_starts, signed_gradient
 from qertify.attack.lattice import descend
 from qertify.bounds.difference import Joint
 from qertify.bounds.program import Program
+from qertify.ilp.soft_rows import SoftRows
 from qertify.search.comparison import Judge
 from qertify.search.domains import root_domains
 from qertify.specification.cases import Case
@@ -21,6 +23,8 @@ from qertify.specification.cases import Case
 RESTARTS, FEW_RESTARTS, STEPS = 16, 3, 40
 """Of the gradient attack on each output and sign; fewer starts for programs of many units."""
 MANY_UNITS = 1500
+CLIMBS = 8
+"""Best starts whose steps are aligned."""
 DESCENTS, ROUNDS = 6, 60
 """Best points of that attack that local search improves, and its rounds."""
 CHAINS, MOVES = 48, 2000
@@ -72,24 +76,52 @@ def attack_classes(joint: Joint, judge: Judge, generator: torch.Generator, late:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reached:
-    """The ends of a gradient attack: points (cases · restarts, n), and their objectives (cases, restarts)."""
+    """Integer points that an attack ended at, (count, n), their objectives, (count, N), and what those are there, (count,)."""
 
-    objective: Tensor
     points: Tensor
+    objective: Tensor
     values: Tensor
+
+    def best(self, count: int) -> Reached:
+        """The points with the least objectives."""
+        order = self.values.argsort()[:count]
+        return Reached(self.points[order], self.objective[order], self.values[order])
 
 
 def attack_differences(
     joint: Joint, cases: tuple[Case, ...], judge: Judge, generator: torch.Generator, late: Callable[[], bool]
 ) -> Reached:
-    """Push every row of the difference down by signed gradients."""
+    """Push every row of the difference down: by signed gradients, and by aligning the steps where the program allows that."""
     program = joint.program
     objective = root_domains(program, list(cases)).objective
     restarts = RESTARTS if len(program.units) <= MANY_UNITS else FEW_RESTARTS
     starts = random_starts(program, restarts, generator).repeat(len(objective), 1)
-    points, values = signed_gradient(program, starts, objective.repeat_interleave(restarts, 0), STEPS, generator, late=late)
+    objective = objective.repeat_interleave(restarts, 0)
+    points, values = signed_gradient(program, starts, objective, STEPS, generator, late=late)
     judge.judge(*judge.query.inputs.points(joint, points.numpy()))
-    return Reached(objective, points, values.view(len(objective), restarts))
+    reached = Reached(points, objective, values)
+    if Aligner.supports(program) and not late():
+        aligner = Aligner(program, SoftRows, generator, late)
+        starts, hopes = aligner.starts(starts, objective, STEPS)
+        reached = climb_differences(joint, aligner, Reached(starts, objective, hopes).best(CLIMBS), reached, judge)
+    return reached
+
+
+def climb_differences(joint: Joint, aligner: Aligner, starts: Reached, reached: Reached, judge: Judge) -> Reached:
+    """Climb from starts, whose values are what may be hoped for, in order; what is reached joins what was before."""
+    for start, objective, hope in zip(starts.points, starts.objective, starts.values, strict=True):
+        if hope >= reached.values.min():
+            break
+        points = aligner.climb(start, objective)
+        if len(points):
+            judge.judge(*judge.query.inputs.points(joint, points.numpy()))
+            value = forward(joint.program, points[:1])[0] @ objective
+            reached = Reached(
+                torch.cat([reached.points, points[:1]]),
+                torch.cat([reached.objective, objective[None]]),
+                torch.cat([reached.values, value]),
+            )
+    return reached
 
 
 def refine_differences(
@@ -101,16 +133,15 @@ def refine_differences(
     enough: Callable[[], bool],
 ) -> None:
     """Local search and annealing from the best ends of `attack_differences`; ``enough`` is asked in between."""
-    program, restarts = joint.program, reached.values.shape[1]
-    best, which = reached.values.min(1)
-    for case in best.argsort()[:DESCENTS].tolist():
+    program = joint.program
+    best = reached.best(DESCENTS)
+    for point, objective in zip(best.points, best.objective, strict=True):
         if enough() or late():
             return
-        path = descend(program, reached.points[case * restarts + int(which[case])], reached.objective[case], ROUNDS, late)
+        path = descend(program, point, objective, ROUNDS, late)
         judge.judge(*judge.query.inputs.points(joint, path.numpy()))
     if enough() or late():
         return
-    chosen = best.argsort()[:DESCENTS].repeat_interleave(CHAINS // DESCENTS)
-    ranked = reached.values.argsort(1)[chosen, torch.arange(len(chosen)) % restarts]
-    ends = anneal(program, reached.points[chosen * restarts + ranked], reached.objective[chosen], MOVES, generator, late)
+    best = reached.best(CHAINS)
+    ends = anneal(program, best.points, best.objective, MOVES, generator, late)
     judge.judge(*judge.query.inputs.points(joint, ends.numpy()))

@@ -1,0 +1,215 @@
+"""Inputs on which rounding errors line up: linear programs over the inputs that keep accumulators just at their steps.
+
+What a quantized network does besides its real counterpart is a sum of many rounding errors, and gradients see none of
+them. But as long as no accumulator of the first staircases crosses a threshold (the inputs then form a *cell*), their
+values are constants and everything before them is linear; the best point of a cell is a vertex of a linear program, and a
+vertex that lies at the far end of a step says which cell is better. That is repeated until no cell next to it is, and the
+vertex is rounded to integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from qertify.attack.gradient import STEEPEST, forward
+from qertify.attack.lattice import smooth_values
+from qertify.bounds.program import Program
+from qertify.network.tensor import FloatArray
+
+SIZE_LIMIT = 1 << 22
+"""Most inputs times first staircases, for the matrix of a linear program."""
+CLIMBS = 8
+"""Most linear programs from one start."""
+AHEAD = 0.3
+"""A vertex this close to the far end of a step, as a part of the step, tries the next one."""
+STRICT = 0.02
+"""An accumulator that is outside its cell by this part of a step costs as much as a whole step may bring."""
+KEPT = 0.7
+"""Distance from a threshold that is left for rounding the inputs, in its expected effects."""
+ROUNDINGS = 64
+"""Roundings of one vertex that are tried."""
+SECONDS = 5.0
+"""Most time for one linear program."""
+
+
+class Rows(Protocol):
+    """minimise cost·x + penalty·(how far matrix·x is outside low … high) over a box."""
+
+    def solve(
+        self, cost: FloatArray, penalty: FloatArray, low: FloatArray, high: FloatArray, seconds: float
+    ) -> FloatArray | None:
+        """The point, or None."""
+        ...
+
+
+RowsOf = Callable[[FloatArray, FloatArray, FloatArray], Rows]
+"""The solver for a matrix (rows, n) and a box, (n,) each."""
+
+
+class Aligner:
+    """Aligns the steps of one program.
+
+    Args:
+        program: with dense matrices; others are not supported, see `supports`.
+        rows: makes the solver.
+        generator: of random roundings and moves.
+        late: asked in between; the search ends when it is true.
+    """
+
+    def __init__(
+        self, program: Program, rows: RowsOf, generator: torch.Generator, late: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._program, self._generator, self._late = program, generator, late
+        self._stairs, self._first = _staircases(program), _first_staircases(program)
+        self._matrix = program.input_matrix[self._first]
+        self._constant = program.constant[self._first]
+        self._step = program.spacing[self._first].clamp(min=1)
+        self._rows = rows(self._matrix.numpy(), program.input_low.numpy(), program.input_high.numpy())
+
+    @staticmethod
+    def supports(program: Program) -> bool:
+        """Whether there are steps to align, in a program of moderate size."""
+        if program.operators is not None or program.input_low.device.type != "cpu":
+            return False
+        return 0 < len(_first_staircases(program)) * len(program.input_low) <= SIZE_LIMIT
+
+    def starts(self, x: Tensor, objective: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Signed gradients on lines through the steps, all moved in the favourable direction by half a step.
+
+        Args:
+            x: (batch, n) inside the box. objective: (batch, N), to be minimised as objective·z.
+
+        Returns:
+            the best points, (batch, n), and what the objective would be if all steps could be aligned, (batch,).
+        """
+        program = self._program
+        width, shift = program.input_high - program.input_low, torch.zeros(len(x), len(program.units), dtype=x.dtype)
+        y = torch.zeros_like(shift)
+
+        def lines(first: int, last: int, z: Tensor) -> Tensor:
+            y[:, first:last] = smooth_values(program, first, last, z + shift[:, first:last])
+            return y[:, first:last]
+
+        best_x, best = x, torch.full((len(x),), torch.inf, dtype=x.dtype)
+        for step in range(steps):
+            if self._late():
+                break
+            z = program.forward(x, lines)
+            reached = (objective * z).sum(-1)
+            better = reached < best
+            best_x, best = torch.where(better[:, None], x, best_x), torch.where(better, reached, best)
+            value, total = self._weights(y, objective)
+            shift = torch.where(self._stairs, -value.sign() * program.spacing / 2, 0.0)
+            moved = torch.rand(x.shape, generator=self._generator) < 0.5
+            stride = width / 2 * (1 - step / steps)
+            x = program.inside_box(x - stride * moved * (total @ program.input_matrix).sign())
+        return best_x, best
+
+    def climb(self, x: Tensor, objective: Tensor) -> Tensor:
+        """From cell to better cell.
+
+        Args:
+            x: (n,), real numbers or integers in the box. objective: (N,).
+
+        Returns:
+            integer points inside the box, (k, n), the best one first; none if there is no time for one.
+        """
+        best, vertex = torch.inf, None
+        for _ in range(CLIMBS):
+            if self._late():
+                break
+            z, y = forward(self._program, x[None])
+            found = self._vertex(z, y, objective)
+            if found is None:
+                break
+            x, low, high, weight = found
+            reached = float((forward(self._program, x[None])[0] @ objective)[0])
+            if reached >= best - abs(best) * 1e-9:
+                break
+            best, vertex = reached, (x, low, high, weight)
+        if vertex is None:
+            return x.new_zeros(0, len(x))
+        points = self._program.inside_box(self._rounded(*vertex))
+        return points[(forward(self._program, points)[0] @ objective).argsort()]
+
+    def _weights(self, y: Tensor, objective: Tensor) -> tuple[Tensor, Tensor]:
+        """What values and accumulators weigh in the objective, (batch, N) each, to first order, steps being lines."""
+        program = self._program
+        slope = program.inside(y) / program.spacing.clamp(min=STEEPEST) * program.has_value
+        value = torch.zeros_like(slope)
+
+        def fill(first: int, last: int, weight: Tensor) -> Tensor:
+            value[:, first:last] = weight
+            return weight * slope[:, first:last]
+
+        program.backward(objective, fill)
+        return value, objective + value * slope
+
+    def _vertex(self, z: Tensor, y: Tensor, objective: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The best point of the cell at or next to a point with these accumulators and values, (1, N) each.
+
+        Returns:
+            the point, (n,), the ends of the cell, and how much each of its steps weighs, (rows,) each.
+        """
+        program, first = self._program, self._first
+        value, total = self._weights(y, objective[None])
+        weight, ahead = value[0, first], z.clone()
+        up = weight < 0
+        ahead[0, first] += torch.where(up, AHEAD, -AHEAD) * self._step
+        code = program.values(ahead)
+        low, high = program.threshold(code)[0, first], program.threshold(code + 1)[0, first] - 1
+        fractions = 1 + torch.count_nonzero(program.input_low < program.input_high).clamp(max=len(first))
+        noise = KEPT * (self._matrix.square().mean(1) * fractions / 12).sqrt()
+        kept = torch.minimum(noise, (high - low) / 4).clamp(min=0)
+        inner_low, inner_high = torch.where(up, low + kept, low), torch.where(up, high, high - kept)
+        linear = total[0].clone()
+        linear[first] = 0
+        cost = linear @ program.input_matrix
+        size = weight.abs() + weight.abs().amax() * 1e-3
+        found = self._rows.solve(
+            cost.numpy(),
+            (size / (STRICT * self._step)).numpy(),
+            (inner_low - self._constant).numpy(),
+            (inner_high - self._constant).numpy(),
+            SECONDS,
+        )
+        if found is None:
+            return None
+        return torch.minimum(torch.maximum(torch.from_numpy(found), program.input_low), program.input_high), low, high, size
+
+    def _rounded(self, x: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+        """Roundings of a vertex to integers that stay in its cell where they can: one input after the other, in any order."""
+        below = (x + 1e-6).floor()
+        part = x - below
+        open_ = torch.nonzero(part > 1e-6)[:, 0]
+        points = below.repeat(ROUNDINGS, 1)
+        z = (self._constant + self._matrix @ x).repeat(ROUNDINGS, 1)
+        order = torch.rand(ROUNDINGS, len(open_), generator=self._generator).argsort(1)
+        scale, rows = weight / weight.amax() / self._step, torch.arange(ROUNDINGS)
+
+        def outside(z: Tensor) -> Tensor:
+            return (scale * ((low - z).clamp(min=0) + (z - high).clamp(min=0))).square().sum(-1)
+
+        for position in range(len(open_)):
+            index = open_[order[:, position]]
+            column, rest = self._matrix.T[index], part[index][:, None]
+            down, up = z - rest * column, z + (1 - rest) * column
+            upwards = outside(up) < outside(down)
+            z = torch.where(upwards[:, None], up, down)
+            points[rows, index] += upwards
+        return points
+
+
+def _staircases(program: Program) -> Tensor:
+    """Whether a unit is a staircase, (N,)."""
+    stairs = program.has_value > 0
+    return stairs if program.divisor is None else stairs & (program.divisor == 0)
+
+
+def _first_staircases(program: Program) -> Tensor:
+    """Positions of the staircases that read inputs only."""
+    return torch.nonzero(_staircases(program) & (program.unit_matrix == 0).all(1))[:, 0]

@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from benchmarks.cifar_models import DEVIATION, MEANS, PUBLISHED, RESIDUAL, cifar, normalized, quantized
+from benchmarks.cifar_models import DEVIATION, MEANS, PERCENTILE, PUBLISHED, RESIDUAL, cifar, normalized, quantized
 
 from qertify import Options, RobustnessQuery, load_model, verify
 from qertify.network.evaluate import evaluate
@@ -39,7 +39,7 @@ def region(model: str, runtime: Runtime, pixels: np.ndarray, radius: Fraction) -
 
 def measure(model: str, arguments: argparse.Namespace) -> list[dict[str, object]]:
     """One record an image and radius, for the first images that the network classifies correctly."""
-    path = quantized(model, arguments.folder, arguments.training_seconds)
+    path = quantized(model, arguments.folder, arguments.training_seconds, arguments.percentile)
     network = load_model(path)
     runtime = runtime_of(network)
     pixels, labels = cifar(test=True)
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=60)
     parser.add_argument("--folder", type=Path, default=Path("demo-output/cifar"), help="where the networks are kept")
     parser.add_argument("--training-seconds", type=float, default=240)
+    parser.add_argument("--percentile", type=float, default=PERCENTILE, help="of activations, for their ranges")
     parser.add_argument("--out", type=Path, help="JSON lines, one a question")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from qertify.attack.gradient import random_starts, signed_gradient
-from qertify.attack.lattice import descend
+from qertify.attack.hardening import harden
 from qertify.bounds.compile import compile_program
-from qertify.bounds.dual import prove
+from qertify.bounds.dual import Domains, prove
 from qertify.bounds.operate import compile_operators
 from qertify.bounds.program import Program
 from qertify.bounds.refine import refine
@@ -57,12 +57,10 @@ ENUMERATION_LIMIT = 1 << 14
 SWEEP_LIMIT = 1 << 37
 """Most inputs times parameters of a box that is enumerated before a search: about a minute."""
 SWEEP_CHUNK = 1 << 14
-DESCENTS = 5
-"""Cases whose best point local search improves before the branch and bound."""
-DESCENT_SECONDS, DESCENT_SHARE = 10.0, 0.1
-"""Most seconds that they take, or part of the time that is left."""
-SHORT_ROUNDS = 25
-"""Rounds of each of these local searches; the search continues with longer ones."""
+HARDENING = ((None, 2, 60), (3, 8, 200))
+"""Cases, paths a case and steps of the attack with hardening staircases: all cases, then the most promising."""
+HARDENING_SECONDS, HARDENING_SHARE = 10.0, 0.1
+"""Most seconds that it takes, or part of the time that is left."""
 
 Stage = Callable[[Question], None]
 
@@ -134,7 +132,7 @@ def _activations(network: Network) -> int:
     return sum(prod(network.shapes[node.name]) for node in network.nodes if isinstance(node, Staircase | Max))
 
 
-def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Question], None]:
+def attack(restarts: int, steps: int, hardened: bool, name: str) -> Callable[[Question], None]:
     def stage(question: Question) -> None:
         if not question.cases or (question.program is None and not compile_cases(question)):
             return
@@ -153,21 +151,36 @@ def attack(restarts: int, steps: int, descents: int, name: str) -> Callable[[Que
             late=question.late,
         )
         found = question.replay(points)
-        gap, best = (reached.reshape(len(domains), count) - domains.limit[:, None]).min(1)
-        now = time.monotonic()
-        until = now + DESCENT_SECONDS if question.deadline is None else now + (question.deadline - now) * DESCENT_SHARE
-        for case in gap.argsort()[:descents].tolist():
-            if found is None and time.monotonic() < until:
-                start = points[case * count + int(best[case])]
-                visited = descend(
-                    program, start, domains.objective[case], SHORT_ROUNDS, lambda: question.late() or time.monotonic() > until
-                )
-                found = question.replay(visited)
+        if found is None and hardened:
+            found = _harden(question, domains, points.reshape(len(domains), count, -1), reached.reshape(len(domains), count))
         if found is not None:
             question.decision.counterexample, question.decision.method = found, "attack"
         question.say(f"{name}: {'counterexample' if found is not None else 'none found'} ({len(points)} points)")
 
     return stage
+
+
+def _harden(question: Question, domains: Domains, points: Tensor, reached: Tensor) -> IntegerArray | None:
+    """Go on from points, (cases, count, n), that reach objectives (cases, count), through staircases that harden."""
+    assert question.program is not None
+    now = time.monotonic()
+    until = now + HARDENING_SECONDS if question.deadline is None else now + (question.deadline - now) * HARDENING_SHARE
+    gap = reached.amin(1) - domains.limit
+    for cases, paths, steps in HARDENING:
+        order = gap.argsort()[:cases]
+        starts = points[order, :paths]
+        ends, attained = harden(
+            question.program,
+            starts.flatten(0, 1),
+            domains.objective[order].repeat_interleave(starts.shape[1], 0),
+            steps,
+            lambda: question.late() or time.monotonic() > until,
+        )
+        found = question.replay(ends)
+        if found is not None:
+            return found
+        gap[order] = attained.reshape(len(order), -1).amin(1) - domains.limit[order]
+    return None
 
 
 def narrow(question: Question) -> None:
@@ -345,5 +358,5 @@ def _solve_cases(question: Question, solver: str, deadline: float | None) -> Non
     question.say(f"ilp ({solver}): {answer.status.name.lower()} {answer.reason}".rstrip())
 
 
-quick_attack: Stage = attack(*QUICK, 0, "attack")
-strong_attack: Stage = attack(*STRONG, DESCENTS, "strong attack")
+quick_attack: Stage = attack(*QUICK, False, "attack")
+strong_attack: Stage = attack(*STRONG, True, "strong attack")

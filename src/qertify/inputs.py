@@ -25,6 +25,7 @@ from qertify.errors import InvalidInputError
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.base import RUNTIMES, runtime_of
+from qertify.specification.pixels import Preprocessing
 
 SIZE_LIMIT = 4 << 30
 """Largest array that is read, in bytes."""
@@ -58,12 +59,14 @@ class Rows:
         index: int64, shape (rows,): each row's position in its file, to find its label.
         saturated: number of pixels that were cut to the largest input code.
         real: the rows in the model's own input domain, shape (rows, *input shape), or None where that is the codes.
+        pixels: int64, the images that ``real`` was made of by preprocessing, if it was.
     """
 
     codes: IntegerArray
     index: IntegerArray
     saturated: int = 0
     real: Array | None = None
+    pixels: IntegerArray | None = None
 
 
 def parse_source(text: str) -> Source:
@@ -88,12 +91,14 @@ def parse_source(text: str) -> Source:
     return Source(path, key, selections[0] if selections else None)
 
 
-def read_rows(text: str, network: Network) -> Rows:
+def read_rows(text: str, network: Network, prepare: Preprocessing | None = None) -> Rows:
     """Input codes of the rows that ``FILE``, ``FILE[17]`` or ``FILE[0:10]`` names.
 
     A network that was imported for a runtime reads inputs of its model's own domain, which the runtime's quantizer turns
     into codes. For all others integers are codes; floating-point values are accepted where they hold exact integers, and
     8-bit images for a network with fewer input bits are saturated: code = min(pixel, 2^bits − 1).
+
+    With ``prepare`` the file holds 8-bit images, which become the model's real inputs that way.
 
     Rows are reshaped if that moves no element: from or to one flat axis, or between shapes that differ in axes of length
     one.
@@ -103,6 +108,12 @@ def read_rows(text: str, network: Network) -> Rows:
     """
     shape = network.input_shape
     index, picked, is_image = _select(text, shape)
+    if prepare is not None:
+        pixels = _integers(text, picked)
+        if int(pixels.min()) < 0 or int(pixels.max()) > 255:
+            raise InvalidInputError(f"'{text}': pixels {pixels.min()} … {pixels.max()} leave 0 … 255")
+        real = prepare.apply(pixels)
+        return Rows(runtime_of(network).quantize_input(real), index, real=real, pixels=pixels)
     if network.runtime_profile in RUNTIMES:
         real = picked.astype(np.float32) if picked.dtype.kind == "f" else picked
         return Rows(runtime_of(network).quantize_input(real), index, real=real)
@@ -130,13 +141,13 @@ def _select(text: str, shape: tuple[int, ...]) -> tuple[IntegerArray, Array, boo
     return index, picked.reshape(len(picked), *shape), is_image
 
 
-def read_row(text: str, network: Network) -> Rows:
+def read_row(text: str, network: Network, prepare: Preprocessing | None = None) -> Rows:
     """As `read_rows`, for exactly one row.
 
     Raises:
         InvalidInputError: also if there are several rows.
     """
-    rows = read_rows(text, network)
+    rows = read_rows(text, network, prepare)
     if len(rows.codes) != 1:
         raise InvalidInputError(f"'{text}' holds {len(rows.codes)} rows; name one, as in {text}[0]")
     return rows
@@ -148,12 +159,22 @@ def read_raw_row(text: str, shape: tuple[int, ...]) -> Array:
     Raises:
         InvalidInputError: as `read_rows`, also if there are several rows.
     """
-    _, picked, _ = _select(text, shape)
+    _, picked = read_raw_rows(text, shape)
     if len(picked) != 1:
         raise InvalidInputError(f"'{text}' holds {len(picked)} rows; name one, as in {text}[0]")
+    return picked[0]
+
+
+def read_raw_rows(text: str, shape: tuple[int, ...]) -> tuple[IntegerArray, Array]:
+    """(positions in the file, rows as they are stored, brought to a shape); integers or floating-point numbers.
+
+    Raises:
+        InvalidInputError: as `read_rows`.
+    """
+    index, picked, _ = _select(text, shape)
     if picked.dtype.kind not in "iuf" or not np.all(np.isfinite(picked)):
         raise InvalidInputError(f"'{text}': finite numbers are needed")
-    return picked[0]
+    return index, picked
 
 
 def read_labels(text: str, index: IntegerArray) -> IntegerArray:

@@ -81,7 +81,7 @@ def test_a_real_radius_is_the_nearest_counterexample(call: Callable[..., Any]) -
     status, out, _ = call("radius", *flags, "--radius-unit", "real", "--max-radius", "1/1000")
     assert (status, out.split(":")[0]) == (0, "RADIUS 0.001")
     assert call("radius", *flags, "--max-radius", "1/2")[0] == 2
-    assert "certify a real radius" in call("radius", *flags, "--radius-unit", "real", "--certificate", "c.cert")[2]
+    assert "certify one radius" in call("radius", *flags, "--radius-unit", "real", "--certificate", "c.cert")[2]
     assert call("radius", *flags, "--radius-unit", "pixel")[0] == 2
 
 
@@ -89,7 +89,7 @@ def test_a_real_radius_is_the_nearest_counterexample(call: Callable[..., Any]) -
     ("flags", "words"),
     [
         (("--radius", "1"), "name the unit with --radius-unit"),
-        (("--radius", "1", "--radius-unit", "pixel"), "pixels is not supported"),
+        (("--radius", "1", "--radius-unit", "pixel"), "holds fractions"),
         (("--radius", "0.1", "--input-range", "100", "101"), "region is empty"),
         (("--radius", "0.1", "--bits", "8"), "--bits has no meaning"),
         (("--radius", "0.1", "--input-shape", "1,x"), "input shape"),

@@ -14,6 +14,7 @@ from qertify.cli.flags import (
     JsonOption,
     ModelArgument,
     ModelFlags,
+    PixelFlags,
     TiesOption,
     VerboseOption,
     with_flags,
@@ -35,6 +36,7 @@ def evaluate_command(
     labels: Annotated[str | None, typer.Option(metavar="FILE", help="Labels at the same rows, for the accuracy.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="Y.npy", help="Save the output codes, one row an input.")] = None,
     ties: TiesOption = Ties.FIRST,
+    pixels: PixelFlags,
     flags: ModelFlags,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -49,7 +51,7 @@ def evaluate_command(
     channel: Channel = context.obj
     check_writable(out, ".npy", "--out")
     network = load_model(model, flags.options())
-    rows = read_rows(inputs, network)
+    rows = read_rows(inputs, network, pixels.preprocessing(network))
     truth = None if labels is None else read_labels(labels, rows.index)
     parts = [evaluate(network, rows.codes[start : start + CHUNK]) for start in range(0, len(rows.codes), CHUNK)]
     outputs = np.concatenate(parts)

@@ -12,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qertify.cli.common import say
-from qertify.cli.flags import LabelFlags, RegionFlags
+from qertify.cli.flags import LabelFlags, PixelFlags, RegionFlags
 from qertify.cli.render import amount
 from qertify.errors import InvalidInputError, ReplayError
 from qertify.importers.registry import ImportOptions, load_model
 from qertify.inputs import Rows, read_labels, read_row
 from qertify.network.network import Network
+from qertify.network.tensor import IntegerArray
 from qertify.queries.radius import RadiusResult
 from qertify.queries.real_radius import RealRadiusResult
 from qertify.queries.robustness import RobustnessQuery, describe_region, local_robustness
-from qertify.result import Result
+from qertify.result import Reason, Result, Verdict
 from qertify.runtimes.base import RUNTIMES, runner, runtime_of
 from qertify.specification.judge import Run
+from qertify.specification.pixels import PixelBox, Preprocessing
 from qertify.specification.region import IntegerBox, exact_array, linf_ball
 from qertify.specification.units import Unit, parse_rational, radius_in_levels
 
@@ -41,15 +43,19 @@ class Question:
         query: in integers.
         real: bounds of the region in the model's input domain, exact rationals of the input's shape, where it is real.
         given: the centre as the model reads it, of the input's shape; codes where there is no other domain.
+        pixels: the region as images, where the radius is in pixels and the model reads real inputs.
     """
 
     model: Path
     query: RobustnessQuery
     real: tuple[ExactArray, ExactArray] | None = None
     given: np.ndarray = field(default_factory=lambda: np.empty(0))
+    pixels: PixelBox | None = None
 
     def around(self, radius: Fraction) -> Question:
-        """The same with a ball of that radius in the model's input domain as its real region, if it has such a domain."""
+        """The same with a ball of that radius as its real region, in pixels or in the model's input domain, if it has any."""
+        if self.pixels is not None:
+            return replace(self, pixels=self.pixels.around(math.floor(radius)))
         if self.query.network.runtime_profile not in RUNTIMES:
             return self
         centre = exact_array(self.given)
@@ -70,7 +76,12 @@ class Question:
             return result
         runtime = runtime_of(network)
         codes = np.array(result.counterexample.levels, dtype=np.int64).reshape(network.input_shape)
-        real = runtime.real_input(codes, *(self.real or ()))
+        if self.pixels is None:
+            real = runtime.real_input(codes, *(self.real or ()))
+        else:
+            real = self.pixels.real_input(codes)
+            if not np.array_equal(runtime.quantize_input(real[None])[0], codes):
+                return self._without_image(result)
         found = replace(result.counterexample, input=tuple(real.reshape(-1).tolist()))
         if self.model.suffix == ".qnet":  # the integers only: there is no file for the runtime
             return replace(result, counterexample=found)
@@ -79,9 +90,21 @@ class Question:
             raise ReplayError(f"a counterexample does not replay on {replay.runtime}; please report this defect")
         return replace(result, counterexample=replace(found, replayed_on=replay.runtime))
 
+    def _without_image(self, result: Answer) -> Answer:
+        """A violation between the images: no verdict about them."""
+        say("the violation that was found has input codes that no image has; a real radius would cover it, too")
+        assert isinstance(result, Result)  # radii in pixels are searched for only where every code has an image
+        return replace(result, verdict=Verdict.UNKNOWN, reason=Reason.UNSUPPORTED, evidence=None, counterexample=None)
+
 
 def ask(
-    model: Path, options: ImportOptions, input_: str, region: RegionFlags, labels: LabelFlags, echo: bool = True
+    model: Path,
+    options: ImportOptions,
+    input_: str,
+    region: RegionFlags,
+    labels: LabelFlags,
+    pixels: PixelFlags,
+    echo: bool = True,
 ) -> Question:
     """The query; says on stderr how input and (with ``echo``) region were understood.
 
@@ -92,18 +115,27 @@ def ask(
     if labels.label is not None and labels.labels is not None:
         raise InvalidInputError("give --label or --labels, not both")
     network = load_model(model, options)
-    rows = read_row(input_, network)
+    prepare = pixels.preprocessing(network, region.radius_unit)
+    rows = read_row(input_, network, prepare)
     if rows.saturated:
         say(f"input: {rows.saturated} pixel(s) saturated at {network.input.high}, the largest input code")
     label = labels.label if labels.labels is None else int(read_labels(labels.labels, rows.index)[0])
-    question = pose(model, network, rows, 0, region, replace(labels, label=label))
+    question = pose(model, network, rows, 0, region, replace(labels, label=label), prepare)
     if echo:
         _echo(question.query)
     return question
 
 
-def pose(model: Path, network: Network, rows: Rows, position: int, region: RegionFlags, labels: LabelFlags) -> Question:
-    """The query at one of the rows, for the label in ``labels``.
+def pose(
+    model: Path,
+    network: Network,
+    rows: Rows,
+    position: int,
+    region: RegionFlags,
+    labels: LabelFlags,
+    prepare: Preprocessing | None = None,
+) -> Question:
+    """The query at one of the rows, for the label in ``labels``; ``prepare`` is how images became real inputs, if they did.
 
     Raises:
         InvalidInputError: whatever is wrong with the region, the label or the target.
@@ -115,8 +147,10 @@ def pose(model: Path, network: Network, rows: Rows, position: int, region: Regio
     if rows.real is not None and region.radius_unit is None and region.radius is not None and region.radius.strip().isdecimal():
         raise InvalidInputError(f"radius {region.radius}: this model reads real inputs, so name the unit with --radius-unit")
     given = centre if rows.real is None else rows.real[position]
+    if prepare is not None and rows.pixels is not None and unit is Unit.PIXEL:
+        return _pixel_question(model, point, rows.pixels[position], radius, region, prepare)
     if rows.real is not None and unit is not Unit.LEVELS:
-        return _real_question(model, point, given, radius, unit, region)
+        return _real_question(model, point, given, radius, region, prepare)
     return Question(model, _level_query(point, radius, unit, region), given=given)
 
 
@@ -139,18 +173,39 @@ def _level_query(point: RobustnessQuery, radius: Fraction | None, unit: Unit, re
     return replace(point, region=box, radius=radius, radius_unit=unit.value)
 
 
+def _pixel_question(
+    model: Path,
+    point: RobustnessQuery,
+    centre: IntegerArray,
+    radius: Fraction | None,
+    region: RegionFlags,
+    prepare: Preprocessing,
+) -> Question:
+    """A ball of images."""
+    if radius is None or region.input_range is not None:
+        raise InvalidInputError("a region in pixels is given by --radius alone, without a box or --input-range")
+    runtime = runtime_of(point.network)
+    ball = PixelBox(centre, centre, centre, prepare, runtime.quantize_input).around(math.floor(radius))
+    query = replace(point, region=ball.image(), radius=radius, radius_unit=Unit.PIXEL.value)
+    low, high = map(exact_array, ball.ends())
+    return Question(model, query, (low, high), prepare.apply(centre[None])[0], ball)
+
+
 def _real_question(
-    model: Path, point: RobustnessQuery, centre: np.ndarray, radius: Fraction | None, unit: Unit, region: RegionFlags
+    model: Path,
+    point: RobustnessQuery,
+    centre: np.ndarray,
+    radius: Fraction | None,
+    region: RegionFlags,
+    prepare: Preprocessing | None,
 ) -> Question:
     """A region of real inputs, and its exact image under the runtime's quantizer."""
     network = point.network
-    if unit is Unit.PIXEL:
-        raise InvalidInputError("a radius in pixels is not supported for models with real inputs; use real or levels")
     exact = exact_array(centre)
     if radius is not None:
         low, high = exact - radius, exact + radius
     else:
-        low, high = (exact_array(_real_row(str(text), network)) for text in (region.lower, region.upper))
+        low, high = (exact_array(_real_row(str(text), network, prepare)) for text in (region.lower, region.upper))
         radius = max(np.maximum(exact - low, high - exact).reshape(-1).tolist())
     if (limits := _limits(region)) is not None:
         first, last = (np.array(limit, dtype=object) for limit in limits)
@@ -160,11 +215,11 @@ def _real_question(
     if np.any(exact < low) or np.any(exact > high):
         raise InvalidInputError("the region does not contain the input")
     box = runtime_of(network).integer_image(low, high)
-    return Question(model, replace(point, region=box, radius=radius, radius_unit=unit.value), (low, high), centre)
+    return Question(model, replace(point, region=box, radius=radius, radius_unit=Unit.REAL.value), (low, high), centre)
 
 
-def _real_row(text: str, network: Network) -> np.ndarray:
-    rows = read_row(text, network)
+def _real_row(text: str, network: Network, prepare: Preprocessing | None) -> np.ndarray:
+    rows = read_row(text, network, prepare)
     assert rows.real is not None
     return rows.real[0]
 

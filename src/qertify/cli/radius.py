@@ -19,6 +19,7 @@ from qertify.cli.flags import (
     LabelFlags,
     ModelArgument,
     ModelFlags,
+    PixelFlags,
     PlaceFlags,
     RegionFlags,
     VerboseOption,
@@ -42,6 +43,7 @@ def radius_command(
     ] = None,
     radius_unit: Annotated[Unit, typer.Option(help="What a radius of one means.")] = Unit.LEVELS,
     labels: LabelFlags,
+    pixels: PixelFlags,
     flags: ModelFlags,
     engines: EngineFlags,
     encoding: EncodingOption = "compact",
@@ -54,8 +56,8 @@ def radius_command(
     channel: Channel = context.obj
     options = engines.options(encoding)
     largest = _largest(max_radius, radius_unit)
-    if radius_unit is Unit.REAL and certificate is not None:
-        raise InvalidInputError("certificates of a radius speak of levels; certify a real radius with 'verify'")
+    if radius_unit is not Unit.LEVELS and certificate is not None:
+        raise InvalidInputError("certificates of a radius speak of levels; certify one radius with 'verify'")
     notary = Notary(certificate)
     place = workers.place()
     channel.limit(options.timeout, options.memory)
@@ -65,9 +67,10 @@ def radius_command(
     from qertify.queries.real_radius import RealRadiusResult, maximum_real_radius
 
     imports = flags.options()
-    question = ask(model, imports, input_, RegionFlags("0", Unit.LEVELS), labels, echo=False)
+    asked_unit = Unit.PIXEL if radius_unit is Unit.PIXEL else Unit.LEVELS
+    question = ask(model, imports, input_, RegionFlags("0", asked_unit), labels, pixels, echo=False)
     point = question.query
-    if radius_unit is Unit.PIXEL:
+    if radius_unit is Unit.PIXEL and question.pixels is None:
         radius_in_levels(point.network, Fraction(0), radius_unit)
     notary.require_covered(point.network)
     options = within(notary.options(options), channel.limit(options.timeout, options.memory))
@@ -95,8 +98,15 @@ def radius_command(
                 result = question.around(Fraction(result.refuted_at)).confirm(result)
         else:
             result = maximum_radius(
-                point.network, point.centre, max_radius=None if largest is None else int(largest), decided=notary.keep, **asked
+                point.network,
+                point.centre,
+                max_radius=None if largest is None else int(largest),
+                decided=notary.keep,
+                images=None if question.pixels is None else question.pixels.around,
+                **asked,
             )
+            if question.pixels is not None and result.refuted_radius is not None:
+                question = question.around(Fraction(result.refuted_radius))
             result = question.confirm(result)
             notary.write_radius(point, result, imports)
     answer: dict[str, Any] = result.to_json()

@@ -29,7 +29,7 @@ def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
         )
     elif answer["exact"]:
         kind, head = "robust", f"RADIUS {verified}"
-        tail = f"class {answer['label']} wins at every input within {amount(str(verified), 'levels')}" + (
+        tail = f"class {answer['label']} wins at every input within {amount(str(verified), answer.get('radius_unit', 'levels'))}" + (
             ", as far as was asked" if refuted is None else f", and loses within {refuted}"
         )
     else:
@@ -39,7 +39,7 @@ def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
         head = f"\x1b[1;{_COLOURS[kind]}m{head}\x1b[0m"
     lines = [f"{head}: {tail}"]
     if found:
-        lines.append(f"  predicted   {found['predicted']} instead of {answer['label']} at distance {found['distance']}")
+        lines.append(f"  predicted   {found['predicted']} instead of {answer['label']} at distance {refuted}")
     if evidence := answer.get("evidence"):
         lines.append(f"  evidence    {EVIDENCE[evidence]} ({evidence})")
     lines.append(f"  effort      {answer['questions']} questions, {answer['nodes']} domains, {answer['seconds']:.2f} s")

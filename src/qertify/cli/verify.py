@@ -21,6 +21,7 @@ from qertify.cli.flags import (
     LabelFlags,
     ModelArgument,
     ModelFlags,
+    PixelFlags,
     PlaceFlags,
     RegionFlags,
     VerboseOption,
@@ -48,6 +49,7 @@ def verify_command(
     model: ModelArgument,
     input_: InputOption,
     region: RegionFlags,
+    pixels: PixelFlags,
     labels: LabelFlags,
     flags: ModelFlags,
     engines: EngineFlags,
@@ -78,7 +80,7 @@ def verify_command(
     from qertify.queries.robustness import describe_region
 
     imports = flags.options()
-    question = ask(model, imports, input_, region, labels)
+    question = ask(model, imports, input_, region, labels, pixels)
     query = question.query
     notary.require_covered(query.network)
     stopped = replace(

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from qertify.errors import InvalidInputError
 from qertify.network.network import Network
@@ -20,11 +23,13 @@ from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
 from qertify.queries.nearest import NearestResult, nearest_counterexample
 from qertify.queries.radius_search import RadiusSearch
-from qertify.queries.robustness import local_robustness, verify
+from qertify.queries.robustness import RobustnessQuery, local_robustness, verify
 from qertify.result import SCHEMA_VERSION, Counterexample, Evidence, Reason, Result, Verdict
 from qertify.search.question import Decision
 from qertify.specification.judge import Run
+from qertify.specification.pixels import PixelBox
 from qertify.specification.property import Ties
+from qertify.specification.units import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class RadiusResult:
     questions: int = 0
     counterexample: Counterexample | None = None
     evidence: Evidence | None = None
+    radius_unit: str = "levels"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -102,8 +108,9 @@ def maximum_radius(
     executor: Executor | None = None,
     run: Run | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    images: Callable[[int], PixelBox] | None = None,
 ) -> RadiusResult:
-    """The largest radius, in levels of the quantized input, at which the label wins everywhere.
+    """The largest radius, in levels of the quantized input or in pixel steps, at which the label wins everywhere.
 
     Args:
         network, centre, label, target, ties: as `qertify.queries.robustness.local_robustness`.
@@ -113,26 +120,38 @@ def maximum_radius(
         improved: gets the interval known so far after every question.
         decided: gets each radius that the engines were asked about, and what they decided.
         executor, run, stopped: as `qertify.queries.robustness.verify`.
+        images: radius → the images within it, in pixel steps; None for a radius in levels.
 
     Returns:
         verified and refuted radius; together they are the exact answer or an interval around it.
 
     Raises:
-        InvalidInputError: as `local_robustness`, or a negative ``max_radius``.
+        InvalidInputError: as `local_robustness`, a negative ``max_radius``, or pixel steps that skip input codes.
     """
     options = options or Options()
     say = progress or (lambda _: None)
     start = time.monotonic()
-    whole = network.input.high - network.input.low
+    whole = network.input.high - network.input.low if images is None else 255
+
+    def ball(radius: int) -> RobustnessQuery:
+        if images is None:
+            return local_robustness(network, centre, radius, label=label, target=target, ties=ties)
+        point = local_robustness(network, centre, 0, label=label, target=target, ties=ties)
+        return replace(point, region=images(radius).image(), radius=Fraction(radius), radius_unit=Unit.PIXEL.value)
+
+    def distance(found: Counterexample) -> int:
+        return found.distance if images is None else images(whole).distance(np.reshape(found.levels, network.input_shape))
 
     def ask(radius: int, limited: Options) -> Result:
-        query = local_robustness(network, centre, radius, label=label, target=target, ties=ties)
+        query = ball(radius)
         keep = None if decided is None else partial(decided, radius)
         return verify(query, limited, lambda line: say(f"radius {radius}: {line}"), keep, executor, run, stopped)
 
     if max_radius is not None and max_radius < 0:
         raise InvalidInputError(f"the maximum radius {max_radius} is negative")
-    search = RadiusSearch(ask, lambda found: found.distance, options, whole if max_radius is None else min(whole, max_radius))
+    if images is not None and not images(whole).gapless():
+        raise InvalidInputError("pixel steps skip input codes of this model, so only a real radius can be searched for")
+    search = RadiusSearch(ask, distance, options, whole if max_radius is None else min(whole, max_radius))
     first = search.decide(0, Method.BOUNDS, None)
     robust = first.verdict is Verdict.ROBUST
 
@@ -155,6 +174,7 @@ def maximum_radius(
             questions=search.questions,
             counterexample=search.found,
             evidence=search.evidence if robust else None,
+            radius_unit=(Unit.LEVELS if images is None else Unit.PIXEL).value,
         )
 
     def nearest(least: int, greatest: int, limited: Options) -> NearestResult | None:
@@ -165,7 +185,9 @@ def maximum_radius(
         search.improved = lambda: improved(answer()) if improved is not None else None
         search.gallop()
         search.attack_downwards()
-        if options.method is Method.ILP and decided is None:  # one program decides no radius that could be handed on
+        if (
+            options.method is Method.ILP and decided is None and images is None
+        ):  # one program decides no radius that could be handed on
             search.optimise(nearest)
         search.close()
     return answer()

@@ -29,7 +29,8 @@ def render_radius(answer: dict[str, Any], as_json: bool, colour: bool) -> str:
         )
     elif answer["exact"]:
         kind, head = "robust", f"RADIUS {verified}"
-        tail = f"class {answer['label']} wins at every input within {amount(str(verified), answer.get('radius_unit', 'levels'))}" + (
+        reach = amount(str(verified), answer.get("radius_unit", "levels"))
+        tail = f"class {answer['label']} wins at every input within {reach}" + (
             ", as far as was asked" if refuted is None else f", and loses within {refuted}"
         )
     else:

@@ -19,7 +19,7 @@ import pytest
 from qertify.campaign.records import Point, Record
 from qertify.campaign.report.content import CARDS, counterexamples, read_answers
 from qertify.campaign.report.pictures import Layout, difference, layout_of, picture
-from qertify.campaign.report.write import save_pictures, write_report
+from qertify.campaign.report.write import counterexample_pictures, save_pictures, write_report
 from qertify.campaign.store import create_store, open_store
 from qertify.cli.main import run
 from qertify.cli.supervisor import Direct
@@ -160,7 +160,7 @@ def test_saved_pictures(large_page: Path, tmp_path: Path) -> None:
     with open_store(large_page.with_name("r.db")) as store:
         answers = read_answers(store)
         few = replace(answers, records=answers.records[:40])
-        count = save_pictures(few, tmp_path / "pictures")
+        count = save_pictures(counterexample_pictures(few), tmp_path / "pictures")
     files = list((tmp_path / "pictures").iterdir())
     assert len(files) == count > 0
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)

@@ -6,7 +6,7 @@ Inputs are matched by their codes, label and target, radii by their exact value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
@@ -77,13 +77,8 @@ def compare(first: Store, second: Store) -> Comparison:
         StoreError: a damaged store.
         InvalidInputError: radii in different units, or no common input.
     """
-    if first.campaign.radius_unit != second.campaign.radius_unit:
-        units = f"'{first.campaign.radius_unit}' and '{second.campaign.radius_unit}'"
-        raise InvalidInputError(f"the campaigns measure radii in different units, {units}")
-    points = [_keyed(store) for store in (first, second)]
-    shared = [key for key in points[0] if key in points[1]]
-    if not shared:
-        raise InvalidInputError("the campaigns have no input in common")
+    points = [keyed_points(store) for store in (first, second)]
+    shared = shared_points(first, second, points)
     verdicts = [
         {(record.position, record.radius): record.result.verdict.value for record in store.records()}
         for store in (first, second)
@@ -110,7 +105,7 @@ def compare(first: Store, second: Store) -> Comparison:
         only_second=len(points[1]) - len(shared),
         compared=compared,
         changes=tuple(changes),
-        transitions=dict(Counter(f"{change.before} → {change.after}" for change in changes)),
+        transitions=transitions(changes),
         larger=sum(shift > 0 for shift in shifts),
         smaller=sum(shift < 0 for shift in shifts),
         equal=sum(shift == 0 for shift in shifts),
@@ -119,9 +114,12 @@ def compare(first: Store, second: Store) -> Comparison:
     )
 
 
-def _keyed(store: Store) -> dict[tuple[str, int, int], Point]:
+Keyed = dict[tuple[str, int, int], Point]
+
+
+def keyed_points(store: Store) -> Keyed:
     """Inputs by what they are; an input that occurs twice is told apart by its occurrence."""
-    found: dict[tuple[str, int, int], Point] = {}
+    found: Keyed = {}
     seen: Counter[tuple[str, int]] = Counter()
     for point in store.points():
         key = point.sha256, point.label
@@ -130,7 +128,27 @@ def _keyed(store: Store) -> dict[tuple[str, int, int], Point]:
     return found
 
 
-def _intervals(store: Store, points: dict[tuple[str, int, int], Point]) -> dict[tuple[str, int, int], RadiusInterval]:
+def shared_points(first: Store, second: Store, points: Sequence[Keyed]) -> list[tuple[str, int, int]]:
+    """The inputs that both campaigns have.
+
+    Raises:
+        InvalidInputError: there is none, or their radii can't be compared.
+    """
+    if first.campaign.radius_unit != second.campaign.radius_unit:
+        units = f"'{first.campaign.radius_unit}' and '{second.campaign.radius_unit}'"
+        raise InvalidInputError(f"the campaigns measure radii in different units, {units}")
+    shared = [key for key in points[0] if key in points[1]]
+    if not shared:
+        raise InvalidInputError("the campaigns have no input in common")
+    return shared
+
+
+def transitions(changes: Iterable[Change]) -> dict[str, int]:
+    """Before → after, and how often."""
+    return dict(Counter(f"{change.before} → {change.after}" for change in changes))
+
+
+def _intervals(store: Store, points: Keyed) -> dict[tuple[str, int, int], RadiusInterval]:
     found = radius_intervals(list(points.values()), list(store.records()), list(store.searches()))
     return dict(zip(points, found, strict=True))
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qertify.campaign.agreement import agreement
 from qertify.campaign.store import Store
 from qertify.campaign.summary import summarise
 from qertify.errors import InvalidInputError, MissingExtraError, StoreError
@@ -20,6 +21,8 @@ Rows = list[dict[str, Any]]
 
 def table(store: Store) -> Rows:
     """One row an answer. A radius search has no ``radius`` but ``verified_radius`` and ``refuted_radius``."""
+    if store.campaign.comparison is not None:
+        return _compared(store)
     points = {point.position: point for point in store.points()}
     rows: Rows = []
     for record in store.records():
@@ -69,6 +72,38 @@ def table(store: Store) -> Rows:
                 "nearest_class": None,
                 "counterexample_class": None if found is None else found.predicted,
                 "counterexample_distance": None if found is None else found.distance,
+                "replayed_on": None if found is None else found.replayed_on,
+            }
+        )
+    return rows
+
+
+def _compared(store: Store) -> Rows:
+    """Of two models: ``label`` is the original's class, ``predicted`` the quantized one's."""
+    points = {point.position: point for point in store.points()}
+    rows: Rows = []
+    for record in store.compared():
+        result, found = record.result, record.result.counterexample
+        rows.append(
+            _identity(points[record.position])
+            | {
+                "kind": result.question,
+                "radius": record.radius,
+                "radius_unit": store.campaign.radius_unit,
+                "delta": result.delta,
+                "verdict": result.verdict.value,
+                "reason": None if result.reason is None else result.reason.value,
+                "evidence": None if result.evidence is None else result.evidence.value,
+                "attained": None if result.max_delta is None else result.max_delta[0],
+                "proved": None if result.max_delta is None else result.max_delta[1],
+                "method": result.method,
+                "nodes": result.nodes,
+                "seconds": result.seconds,
+                "implied_by": None if record.implied_by is None else ", ".join(record.implied_by),
+                "attempts": record.attempts,
+                "counterexample_difference": None if found is None else found.difference,
+                "counterexample_output": None if found is None else found.output,
+                "counterexample_classes": None if found is None else f"{found.original_predicted} {found.quantized_predicted}",
                 "replayed_on": None if found is None else found.replayed_on,
             }
         )
@@ -132,15 +167,16 @@ def _write_csv(path: Path, rows: Rows, _: Store) -> None:
 
 
 def _write_json(path: Path, _: Rows, store: Store) -> None:
+    pair = store.campaign.comparison is not None
     answers = [
-        {"position": r.position, "implied_by": r.implied_by, "attempts": r.attempts, **r.result.to_json()}
-        for r in store.records()
+        {"position": r.position, "radius": r.radius, "implied_by": r.implied_by, "attempts": r.attempts, **r.result.to_json()}
+        for r in (store.compared() if pair else store.records())
     ]
     searches = [{"position": s.position, "attempts": s.attempts, **s.result.to_json()} for s in store.searches()]
     inputs = [_identity(point) | {"outputs": list(point.outputs)} for point in store.points()]
     data = {
         "campaign": asdict(store.campaign),
-        "summary": summarise(store).to_json(),
+        "summary": (agreement(store) if pair else summarise(store)).to_json(),
         "inputs": inputs,
         "results": answers,
         "searches": searches,

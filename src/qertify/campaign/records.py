@@ -7,8 +7,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from qertify.network.tensor import IntegerArray
+from qertify.queries.equivalence import EquivalenceResult
 from qertify.queries.radius import RadiusResult
 from qertify.result import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a campaign compares its model with, and what is asked of both.
+
+    Attributes:
+        original_file, original_digest: of the other model; its file's name without the folder.
+        asked: "top1", "max_delta", or deltas, exact rationals as text, ascending.
+        float_semantics: of a float original.
+        output: the only output that counts, None for all.
+        input_scale: what one code is to the float model, if it was said.
+        rows_sha256: of the inputs as they were given, which codes may not determine.
+    """
+
+    original_file: str
+    original_digest: str
+    asked: tuple[str, ...]
+    float_semantics: str
+    output: int | None
+    input_scale: str | None
+    rows_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +48,7 @@ class Campaign:
         labelled: whether labels were given; otherwise the predicted class stands for the label.
         input_shape, input_low, input_high: of the input codes.
         created: UTC, ISO 8601.
+        comparison: with another model; None for questions about one.
     """
 
     model_file: str
@@ -48,6 +72,7 @@ class Campaign:
     labels: str | None = None
     cpu_class: str | None = None
     command_line: tuple[str, ...] = ()
+    comparison: Comparison | None = None
 
     def differences(self, other: Campaign) -> list[str]:
         """What keeps another run from continuing this one, readable."""
@@ -63,6 +88,7 @@ class Campaign:
             "search": "radius search",
             "labelled": "use of labels",
             "cpu_class": "CPU class",
+            "comparison": "comparison",
         }
         found = [f"another {text}" for name, text in names.items() if getattr(self, name) != getattr(other, name)]
         keys = sorted(key for key in self.options | other.options if self.options.get(key) != other.options.get(key))
@@ -119,4 +145,21 @@ class Search:
 
     position: int
     result: RadiusResult
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The answer for one input, radius and question about two models.
+
+    Attributes:
+        asked: one of `Comparison.asked`.
+        implied_by: (radius, asked) of the answer that settles this one too, None if it was asked itself.
+    """
+
+    position: int
+    radius: str
+    asked: str
+    result: EquivalenceResult
+    implied_by: tuple[str, str] | None = None
     attempts: int = 1

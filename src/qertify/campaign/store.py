@@ -18,12 +18,14 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from qertify.campaign.records import Campaign, Point, Record, Search
+from qertify.campaign.records import Campaign, Compared, Comparison, Point, Record, Search
 from qertify.errors import StoreError
+from qertify.queries.equivalence import EquivalenceResult
 from qertify.queries.radius import RadiusResult
 from qertify.result import Result
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION, FIRST_VERSION = 2, 1
+"""Of the files that are written, and the oldest that can be read, and then continued: it knows no comparisons."""
 APPLICATION_ID = 0x71657274
 """Says in the file's header that it is one of ours: "qert"."""
 TABLES = """
@@ -34,6 +36,11 @@ CREATE TABLE results (position INTEGER NOT NULL REFERENCES points, radius TEXT N
   seconds REAL NOT NULL, implied_by TEXT, attempts INTEGER NOT NULL, result TEXT NOT NULL, PRIMARY KEY (position, radius));
 CREATE TABLE searches (position INTEGER PRIMARY KEY REFERENCES points, verified INTEGER, refuted INTEGER,
   exact INTEGER NOT NULL, seconds REAL NOT NULL, attempts INTEGER NOT NULL, result TEXT NOT NULL);
+"""
+LATER_TABLES = """
+CREATE TABLE IF NOT EXISTS comparisons (position INTEGER NOT NULL REFERENCES points, radius TEXT NOT NULL,
+  asked TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT, seconds REAL NOT NULL, implied_by TEXT, attempts INTEGER NOT NULL,
+  result TEXT NOT NULL, PRIMARY KEY (position, radius, asked));
 """
 
 
@@ -87,6 +94,21 @@ class Store:
         with _errors(self.path, writing=True), _transaction(self.connection):
             self.connection.execute("INSERT INTO searches VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
+    def add_compared(self, records: Iterable[Compared]) -> None:
+        """Add an answer about two models and those that it implies: all or none.
+
+        Raises:
+            StoreError: as `add`.
+        """
+        rows = [
+            (r.position, r.radius, r.asked, r.result.verdict.value, None if r.result.reason is None else r.result.reason.value,
+             r.result.seconds, None if r.implied_by is None else json.dumps(r.implied_by), r.attempts,
+             json.dumps(r.result.to_json(), allow_nan=False))
+            for r in records
+        ]  # fmt: skip
+        with _errors(self.path, writing=True), _transaction(self.connection):
+            self.connection.executemany("INSERT INTO comparisons VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
     def points(self) -> Iterator[Point]:
         """All inputs, in order.
 
@@ -121,6 +143,22 @@ class Store:
                 search = Search(position, RadiusResult.from_json(json.loads(text)), attempts)
             yield search
 
+    def compared(self) -> Iterator[Compared]:
+        """All answers about two models, by input."""
+        if self.campaign.comparison is None:
+            return
+        query = (
+            "SELECT position, radius, asked, implied_by, attempts, verdict, result FROM comparisons ORDER BY position, rowid"
+        )
+        for position, radius, asked, implied_by, attempts, verdict, text in self._rows(query):
+            with _errors(self.path):
+                result = EquivalenceResult.from_json(json.loads(text))
+                if result.verdict.value != verdict or asked != (result.delta or result.question):
+                    raise ValueError(f"the answer for input {position}, radius {radius}, '{asked}' contradicts itself")
+                source: Any = None if implied_by is None else tuple(json.loads(implied_by))
+                record = Compared(position, radius, asked, result, source, attempts)
+            yield record
+
     def answered(self) -> dict[int, set[str]]:
         """Position → the radii that have an answer."""
         found: dict[int, set[str]] = {}
@@ -147,8 +185,8 @@ def create_store(path: Path, campaign: Campaign, points: Iterable[Point]) -> Sto
             store = Store(path, connection, campaign, _lock(path))
             _write_ahead(connection)
             with _transaction(connection):
-                for statement in TABLES.split(";\n"):
-                    connection.execute(statement)
+                _make(connection, TABLES)
+                _make(connection, LATER_TABLES)
                 connection.execute("INSERT INTO campaign VALUES (?)", (json.dumps(asdict(campaign)),))
                 connection.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?, ?, ?)", map(_point_row, points))
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -168,7 +206,7 @@ def open_store(path: Path, *, writing: bool = False) -> Store:
     store = _open(path, writing)
     if writing:
         with _errors(path, writing=True):
-            _write_ahead(store.connection)
+            _prepare(store.connection)
     return store
 
 
@@ -187,8 +225,8 @@ def _open(path: Path, writing: bool) -> Store:
             )
             if application != APPLICATION_ID:
                 raise StoreError(f"{path}: an SQLite file, but not of a campaign")
-            if version != SCHEMA_VERSION:
-                raise StoreError(f"{path}: schema version {version}; this version of qertify reads {SCHEMA_VERSION}")
+            if not FIRST_VERSION <= version <= SCHEMA_VERSION:
+                raise StoreError(f"{path}: schema version {version}; this version of qertify reads up to {SCHEMA_VERSION}")
             if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 raise ValueError(" ".join(str(found).split()))
             data = json.loads(connection.execute("SELECT data FROM campaign").fetchone()[0])
@@ -215,11 +253,24 @@ def resume_store(path: Path, campaign: Campaign, points: list[Point]) -> Store:
         if differences:
             raise StoreError(f"{path}: holds another campaign: {', '.join(differences)}; nothing was changed")
         with _errors(path, writing=True):
-            _write_ahead(store.connection)
+            _prepare(store.connection)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Make an existing file one of this version, to be written."""
+    _write_ahead(connection)
+    with _transaction(connection):
+        _make(connection, LATER_TABLES)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _make(connection: sqlite3.Connection, tables: str) -> None:
+    for statement in tables.split(";\n"):
+        connection.execute(statement)
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
@@ -252,11 +303,17 @@ def _inflate(data: bytes, size: int) -> bytes:
 
 
 def _campaign(data: dict[str, Any]) -> Campaign:
-    names = {item.name for item in fields(Campaign)}
-    if set(data) != names:
+    data = {"comparison": None} | data  # which files of the first version lack
+    if set(data) != {item.name for item in fields(Campaign)}:
         raise ValueError("its description is incomplete")
-    tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Campaign(**tuples)
+    known = _tuples(data)
+    if (comparison := known["comparison"]) is not None:
+        known["comparison"] = Comparison(**_tuples(comparison))
+    return Campaign(**known)
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 
 def _lock(path: Path) -> IO[bytes] | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from typer.core import TyperCommand
 from qertify._version import __version__
 from qertify.cli.common import check_writable, say
 from qertify.cli.flags import (
+    ComparisonFlags,
     EncodingOption,
     EngineFlags,
     InputRangeOption,
@@ -40,10 +41,12 @@ from qertify.cli.flags import (
 from qertify.cli.supervisor import Channel
 from qertify.cli.workers import sharing
 from qertify.errors import InvalidInputError
+from qertify.options import Options
 from qertify.specification.property import Ties
 from qertify.specification.units import Unit, parse_rational
 
 if TYPE_CHECKING:
+    from qertify.campaign.agreement import Agreement
     from qertify.campaign.records import Campaign, Point
     from qertify.campaign.robustness import Poser
     from qertify.campaign.runner import Progress
@@ -62,7 +65,7 @@ _NUMBER = re.compile(r"[+-]?\.?\d[\d./eE+-]*", re.ASCII)
 
 
 class CampaignCommand(TyperCommand):
-    """Lets ``--radius`` take several values, and ``--search-radius`` none."""
+    """Lets ``--radius`` and ``--delta`` take several values, and ``--search-radius`` none."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Spell the arguments out before the parser sees them."""
@@ -70,13 +73,15 @@ class CampaignCommand(TyperCommand):
 
 
 def _spelt_out(arguments: list[str]) -> list[str]:
-    """``--radius 1 2`` as ``--radius 1 --radius 2``, ``--search-radius`` alone with its default."""
+    """``--radius 1 2`` as ``--radius 1 --radius 2``, so ``--delta``; ``--search-radius`` alone with its default."""
     found: list[str] = []
-    several = False
+    several = ""  # the option whose values these are
     for position, argument in enumerate(arguments):
-        if several and _NUMBER.fullmatch(argument) and arguments[position - 1] != "--radius":
-            found.append("--radius")
-        several = argument == "--radius" or (several and bool(_NUMBER.fullmatch(argument)))
+        if several and _NUMBER.fullmatch(argument):
+            if arguments[position - 1] != several:
+                found.append(several)
+        else:
+            several = argument if argument in ("--radius", "--delta") else ""
         found.append(argument)
         following = arguments[position + 1 : position + 2]
         if argument == "--search-radius" and not (following and re.fullmatch(rf"-?\d+|{WHOLE}", following[0])):
@@ -98,6 +103,20 @@ def campaign_command(
         str | None,
         typer.Option(metavar="[MAX]", help="Find each input's largest radius, up to MAX levels.", show_default=False),
     ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            "--float",
+            metavar="FLOAT_MODEL",
+            help="Compare MODEL with its float original, or another one.",
+            show_default=False,
+        ),
+    ] = None,
+    delta: Annotated[
+        list[str] | None,
+        typer.Option(metavar="D …", help="Do both models' outputs stay within D of each other?", show_default=False),
+    ] = None,
+    asked: ComparisonFlags,
     labels: Annotated[str | None, typer.Option(metavar="YS", help="Labels; the predicted classes if not given.")] = None,
     radius_unit: UnitOption = None,
     input_range: InputRangeOption = None,
@@ -112,7 +131,7 @@ def campaign_command(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> int:
-    """Ask one model about many inputs and radii. Exit status: 0 complete, 3 the budget ran out, 130 interrupted."""
+    """Ask one model, or two, about many inputs and radii. Exit status: 0 complete, 3 the budget ran out, 130 interrupted."""
     channel: Channel = context.obj
     options = engines.options(encoding)
     place = workers.place()
@@ -120,13 +139,31 @@ def campaign_command(
         raise InvalidInputError(f"budget {budget} must be a positive number of seconds")
     spelt = _radii(radius or [])
     search = _search(search_radius)
+    if original is None and (delta or asked != ComparisonFlags()):
+        raise InvalidInputError("questions about two models need the other one: --float FLOAT_MODEL")
+    if original is not None and (labels, target, search, ties) != (None, None, None, Ties.FIRST):
+        raise InvalidInputError("--float does not go with --labels, --target, --ties and --search-radius")
     if not spelt and search is None:
-        raise InvalidInputError("give --radius or --search-radius")
+        raise InvalidInputError("give --radius or --search-radius" if original is None else "give --radius")
     if search is not None and input_range is not None:
         raise InvalidInputError("--search-radius looks at the whole valid range, so it does not go with --input-range")
     check_writable(out, ".db", "--out")
     if out.exists() and not resume and out.stat().st_size:
         raise InvalidInputError(f"{out}: exists already; --resume continues it")
+
+    if original is not None:
+        from qertify.cli.campaign_pair import PairCampaign, render_agreement, run_pairs
+
+        asked.check(len(delta or []))
+        options = replace(options, coupled=asked.coupled)
+        describe = partial(
+            _describe, model, radii=tuple(map(str, spelt)), inputs=inputs, labels=None, input_range=input_range,
+            options=_kept(options),
+        )  # fmt: skip
+        region = RegionFlags(None, radius_unit, input_range=input_range)
+        pair = PairCampaign(original, model, inputs, spelt, region, delta or [], asked, flags.options(), options, describe)
+        found = run_pairs(pair, out, resume, place, budget, _shown(verbose))
+        return _finish(channel, found, render_agreement(found), as_json, budget)
 
     from qertify.campaign.runner import Plan, run_campaign
     from qertify.campaign.store import create_store, resume_store
@@ -157,8 +194,7 @@ def campaign_command(
     campaign = _describe(
         model, network, points, radii=tuple(map(str, spelt)), radius_unit=unit, ties=ties.value, inputs=inputs, labels=labels,
         target=target, input_range=input_range, search=search,
-        options={key: value for key, value in asdict(options).items() if key not in ("keep_proof", "cpu_class")}
-        | {"method": options.method.value},
+        options=_kept(options),
         cpu_class=(engines.cpu_class or host_cpu_class()).value if "kernels" in network.metadata else None,
     )  # fmt: skip
     options = replace(options, cpu_class=campaign.cpu_class)  # another machine's class must not slip in when it is resumed
@@ -168,10 +204,20 @@ def campaign_command(
             assert executor is not None
             run_campaign(store, poser, Plan(executor, options, budget), progress)
         summary = summarise(store)
-    text = json.dumps(summary.to_json(), allow_nan=False) + "\n" if as_json else render_summary(summary, unit)
-    if not summary.complete:
+    return _finish(channel, summary, render_summary(summary, unit), as_json, budget)
+
+
+def _kept(options: Options) -> dict[str, Any]:
+    """What of the options belongs to a campaign's description."""
+    data = {key: value for key, value in asdict(options).items() if key not in ("keep_proof", "cpu_class")}
+    return data | {"method": options.method.value}
+
+
+def _finish(channel: Channel, found: Summary | Agreement, text: str, as_json: bool, budget: float | None) -> int:
+    """Print the outcome; the exit status."""
+    if not found.complete:
         say(f"the budget of {budget:g} s is used up; --resume continues")
-    return channel.finish(text, 0 if summary.complete else 3)
+    return channel.finish(json.dumps(found.to_json(), allow_nan=False) + "\n" if as_json else text, 0 if found.complete else 3)
 
 
 def _radii(texts: list[str]) -> dict[Fraction, str]:

@@ -13,6 +13,7 @@ from qertify.cli.supervisor import Channel
 
 if TYPE_CHECKING:
     from qertify.campaign.compare import Comparison
+    from qertify.campaign.compare_pairs import PairComparison
 
 SHOWN = 20
 
@@ -26,16 +27,20 @@ def compare_command(
 ) -> int:
     """Show which verdicts and radii differ. Exit status: 0 no contradiction, 1 contradictions."""
     from qertify.campaign.compare import compare
+    from qertify.campaign.compare_pairs import compare_pairs
     from qertify.campaign.store import open_store
 
     channel: Channel = context.obj
     with open_store(first) as before, open_store(second) as after:
-        found = compare(before, after)
+        pair = before.campaign.comparison is not None or after.campaign.comparison is not None
+        found = compare_pairs(before, after) if pair else compare(before, after)
     text = json.dumps(found.to_json(), allow_nan=False) + "\n" if as_json else _render(found, verbose)
     return channel.finish(text, 1 if found.contradictions else 0)
 
 
-def _render(found: Comparison, verbose: bool) -> str:
+def _render(found: Comparison | PairComparison, verbose: bool) -> str:
+    from qertify.campaign.compare import Comparison
+
     lines = [
         f"{found.shared} shared inputs, {found.only_first} only in the first, {found.only_second} only in the second; "
         f"{'the same model and question' if found.same_model else 'different models or questions'}",
@@ -46,15 +51,23 @@ def _render(found: Comparison, verbose: bool) -> str:
     lines += [f"  row {c.row}, label {c.label}, radius {c.radius}: {c.before} → {c.after}" for c in shown]
     if len(shown) < len(found.changes):
         lines.append(f"  … {len(found.changes) - len(shown)} more; -v or --json gives them all")
-    lines.append(
-        f"largest verified radius: larger at {found.larger} inputs, smaller at {found.smaller}, equal at {found.equal}; "
-        f"{found.mean_shift:+.3g} on average"
-    )
-    for c in found.contradictions:
+    if isinstance(found, Comparison):
         lines.append(
+            f"largest verified radius: larger at {found.larger} inputs, smaller at {found.smaller}, equal at {found.equal}; "
+            f"{found.mean_shift:+.3g} on average"
+        )
+        lines += [
             f"CONTRADICTION at row {c.row}, label {c.label}: proved up to {c.verified} in the {c.verified_in}, "
             f"refuted at {c.refuted} in the other"
-        )
+            for c in found.contradictions
+        ]
+    else:
+        lines.append(f"intervals of differences: {found.narrower} narrower, {found.wider} wider")
+        lines += [
+            f"CONTRADICTION at row {c.row}, label {c.label}: radius {', '.join(c.proved)} is proved in the {c.proved_in}, "
+            f"radius {', '.join(c.seen)} contradicts it in the other"
+            for c in found.contradictions
+        ]
     if not found.contradictions:
         lines.append("no contradiction" if found.same_model else "different questions can't contradict each other")
     return "\n".join(lines) + "\n"

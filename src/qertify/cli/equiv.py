@@ -12,6 +12,7 @@ import typer
 
 from qertify.cli.common import say, status_line, within
 from qertify.cli.flags import (
+    ComparisonFlags,
     EngineFlags,
     InputOption,
     JsonOption,
@@ -24,7 +25,6 @@ from qertify.cli.flags import (
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
 from qertify.cli.workers import sharing
-from qertify.errors import InvalidInputError
 
 EXIT_STATUS = {"equivalent": 0, "not_equivalent": 1, "unknown": 3}
 
@@ -44,26 +44,8 @@ def equiv_command(
     delta: Annotated[
         str | None, typer.Option(metavar="D", help="Do the outputs stay within D of each other?", show_default=False)
     ] = None,
-    top1: Annotated[bool, typer.Option("--top1", help="Do both predict the same class?")] = False,
-    max_delta: Annotated[bool, typer.Option("--max-delta", help="What is the greatest difference of the outputs?")] = False,
-    output: Annotated[int | None, typer.Option(metavar="I", help="Only this output counts.", show_default=False)] = None,
-    float_semantics: Annotated[
-        str, typer.Option(metavar="real|float32-bounded", help="What the float model computes.")
-    ] = "real",
-    input_scale: Annotated[
-        str | None,
-        typer.Option(metavar="S", help="What one input code is to the float model, for example 1/255.", show_default=False),
-    ] = None,
+    asked: ComparisonFlags,
     flags: ModelFlags,
-    original_bits: Annotated[
-        int | None, typer.Option(help="Bits of FLOAT_MODEL, if it is a quantized .h5 model.", show_default=False)
-    ] = None,
-    original_runtime: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Runtime of FLOAT_MODEL, if it is a quantized model.", show_default=False)
-    ] = None,
-    coupled: Annotated[
-        bool, typer.Option("--coupled", help="Integer programs get the rows that tie the two models together, too.")
-    ] = False,
     engines: EngineFlags,
     workers: PlaceFlags,
     as_json: JsonOption = False,
@@ -71,41 +53,38 @@ def equiv_command(
 ) -> int:
     """Decide whether two models agree on a region. Exit status: 0 they do, 1 they don't, 2 unusable, 3 unknown."""
     channel: Channel = context.obj
-    if sum((delta is not None, top1, max_delta)) != 1:
-        raise InvalidInputError("ask one question: --delta D, --top1 or --max-delta")
-    options = replace(engines.options(), coupled=coupled)
+    asked.check(delta is not None)
+    options = replace(engines.options(), coupled=asked.coupled)
     place = workers.place()
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.pairing import Files, ask, confirm
-    from qertify.queries.equivalence import Equivalence, EquivalenceResult, describe, equivalence
+    from qertify.queries.equivalence import Equivalence, EquivalenceResult, describe, equivalence, question_of
     from qertify.result import Reason
     from qertify.search.comparison import FloatSemantics
 
-    if float_semantics not in {item.value for item in FloatSemantics}:
-        raise InvalidInputError(f"float semantics '{float_semantics}' is neither real nor float32-bounded")
     imports = flags.options()
     query = ask(
-        Files(original, quantized, imports, original_bits, original_runtime),
+        Files(original, quantized, imports, asked.original_bits, asked.original_runtime),
         input_,
         region,
-        input_scale,
+        asked.input_scale,
         delta,
-        top1,
-        output,
-        FloatSemantics(float_semantics),
+        asked.top1,
+        asked.output,
+        FloatSemantics(asked.float_semantics),
     )
     stopped = EquivalenceResult(
         query.original.digest,
         query.quantized.digest,
         query.quantized.runtime_profile,
         Equivalence.UNKNOWN,
-        "top1" if top1 else "delta" if delta else "max_delta",
+        question_of(query),
         0.0,
         options.method.value,
         delta=None if query.delta is None else str(query.delta),
-        output=output,
-        float_semantics=float_semantics,
+        output=asked.output,
+        float_semantics=asked.float_semantics,
         reason=Reason.TIMEOUT,
         region=describe(query.inputs),
     )

@@ -6,14 +6,14 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qertify.cli.common import say
 from qertify.cli.flags import RegionFlags
-from qertify.errors import InvalidInputError, MissingExtraError, ReplayError, UnsupportedModelError
-from qertify.importers.registry import FLOAT_FORMATS, ImportOptions, format_of, load_float_model, load_model
+from qertify.errors import InvalidInputError, MissingExtraError, ReplayError
+from qertify.importers.original import Original
+from qertify.importers.registry import ImportOptions, load_model
 from qertify.inputs import read_raw_row
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
@@ -36,6 +36,22 @@ class Files:
     bits: int | None = None
     runtime: str | None = None
 
+    @property
+    def first(self) -> Original:
+        return Original(self.original, self.flags, self.bits, self.runtime)
+
+    def load(self) -> tuple[RealNetwork | Network, Network]:
+        """Both networks.
+
+        Raises:
+            QertifyError: a model that can't be read, or models that read inputs of different sizes.
+        """
+        quantized, original = load_model(self.quantized, self.flags), self.first.load()
+        shapes = original.input_shape, quantized.input_shape
+        if shapes[0] != shapes[1] and math.prod(shapes[0]) != math.prod(shapes[1]):
+            raise InvalidInputError(f"the models read inputs of shapes {shapes[0]} and {shapes[1]}")
+        return original, quantized
+
 
 def ask(
     files: Files,
@@ -52,14 +68,9 @@ def ask(
     Raises:
         QertifyError: whatever is wrong with the flags, the models, the input or the region.
     """
-    wanted = None if delta is None else parse_rational(delta, "delta")
-    if wanted is not None and wanted <= 0:
-        raise InvalidInputError(f"delta {delta} must be positive")
-    quantized = load_model(files.quantized, files.flags)
-    original = read_original(files)
-    if original.input_shape != quantized.input_shape and math.prod(original.input_shape) != math.prod(quantized.input_shape):
-        raise InvalidInputError(f"the models read inputs of shapes {original.input_shape} and {quantized.input_shape}")
-    inputs = _inputs(quantized, input_, region, scale)
+    wanted = None if delta is None else parse_delta(delta)
+    original, quantized = files.load()
+    inputs = region_of(quantized, read_raw_row(input_, quantized.input_shape), region, scale)
     query = EquivalenceQuery(original, quantized, inputs, wanted, top1, output, semantics)
     found = describe(inputs)
     kind = "codes" if inputs.is_grid else "real inputs"
@@ -67,29 +78,23 @@ def ask(
     return query
 
 
-def read_original(files: Files) -> RealNetwork | Network:
-    """The first model: a float network, or a quantized one where ``bits`` or ``runtime`` or the file itself says so."""
-    if files.bits is not None or files.runtime is not None:
-        flags = replace(files.flags, bits=files.bits or files.flags.bits, runtime=files.runtime or files.flags.runtime)
-        return load_model(files.original, flags)
-    name = files.original.name.lower()
-    if not any(name.endswith(suffix) for suffix in FLOAT_FORMATS):
-        return load_model(files.original, files.flags)
-    readable = format_of(files.original, FLOAT_FORMATS).options
-    given: dict[str, Any] = {name: value for name, value in files.flags.given().items() if name in readable}
-    try:
-        return load_float_model(files.original, ImportOptions(**given))
-    except UnsupportedModelError:
-        if not name.endswith((".onnx", ".pt2")):
-            raise
-        try:
-            return load_model(files.original, files.flags)
-        except UnsupportedModelError:
-            pass
-        raise
+def parse_delta(text: str) -> Fraction:
+    """A difference as it was spelt.
+
+    Raises:
+        InvalidInputError: not a positive number.
+    """
+    if (delta := parse_rational(text, "delta")) <= 0:
+        raise InvalidInputError(f"delta {text} must be positive")
+    return delta
 
 
-def _inputs(network: Network, input_: str, region: RegionFlags, input_scale: str | None) -> PairedInput:
+def region_of(network: Network, centre: np.ndarray, region: RegionFlags, input_scale: str | None) -> PairedInput:
+    """The region that flags mean around an input as it is stored.
+
+    Raises:
+        InvalidInputError: whatever is wrong with the flags, or an empty region.
+    """
     if (region.lower is None) != (region.upper is None):
         raise InvalidInputError("--lower and --upper go together")
     if (region.radius is None) == (region.lower is None):
@@ -101,10 +106,9 @@ def _inputs(network: Network, input_: str, region: RegionFlags, input_scale: str
     if scale is not None and scale <= 0:
         raise InvalidInputError(f"input scale {input_scale} must be positive")
     factor = code_factor(network) if scale is None else scale
-    centre = read_raw_row(input_, network.input_shape)
-    reads_codes = network.runtime_profile not in RUNTIMES or _reads_codes(network)
+    reads_codes = _reads_codes(network)
     are_codes = reads_codes and centre.dtype.kind != "f"
-    unit = region.radius_unit or (Unit.LEVELS if reads_codes else Unit.REAL)
+    unit = unit_of(network, region)
     if not reads_codes and region.radius_unit is None and region.radius is not None and region.radius.strip().isdecimal():
         raise InvalidInputError(f"radius {region.radius}: these models read real inputs, so name the unit with --radius-unit")
     if unit is Unit.PIXEL:
@@ -114,11 +118,11 @@ def _inputs(network: Network, input_: str, region: RegionFlags, input_scale: str
         raise InvalidInputError("the region is empty: the input range is upside down")
     if unit is Unit.LEVELS:
         if region.lower is not None and region.upper is not None:
-            ends = [_codes(network, read_raw_row(text, network.input_shape), factor) for text in (region.lower, region.upper)]
+            ends = [codes_of(network, read_raw_row(text, network.input_shape), factor) for text in (region.lower, region.upper)]
             box = IntegerBox(ends[0], ends[1])
         else:
             assert radius is not None
-            codes = _codes(network, centre, factor)
+            codes = codes_of(network, centre, factor)
             box = linf_ball(codes, math.floor(radius), network.input.low, network.input.high)
         if limits is not None:
             box = IntegerBox(np.maximum(box.low, math.ceil(limits[0])), np.minimum(box.high, math.floor(limits[1])))
@@ -144,16 +148,23 @@ def _inputs(network: Network, input_: str, region: RegionFlags, input_scale: str
     return interval(network, low, high, factor if reads_codes else scale)
 
 
+def unit_of(network: Network, region: RegionFlags) -> Unit:
+    """What a radius of one means."""
+    return region.radius_unit or (Unit.LEVELS if _reads_codes(network) else Unit.REAL)
+
+
 def _reads_codes(network: Network) -> bool:
+    if network.runtime_profile not in RUNTIMES:
+        return True
     codes = np.full(network.input_shape, network.input.low)
     return runtime_of(network).real_input(codes).dtype.kind in "iu"
 
 
-def _codes(network: Network, array: np.ndarray, factor: Fraction) -> np.ndarray:
+def codes_of(network: Network, array: np.ndarray, factor: Fraction) -> np.ndarray:
     """Codes as given, or those of real inputs."""
     low, high = network.input.low, network.input.high
     if array.dtype.kind == "f":
-        if network.runtime_profile in RUNTIMES and not _reads_codes(network):
+        if not _reads_codes(network):
             return runtime_of(network).quantize_input(array[None].astype(np.float32))[0]
         return interval(network, array, array, factor).box.low
     codes = array.astype(np.int64)

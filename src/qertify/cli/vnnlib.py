@@ -56,7 +56,8 @@ def vnnlib_command(
         _write(result_file, "unknown\n")  # what stands should the command be stopped before it has understood the question
     channel.limit(options.timeout, options.memory)
 
-    from qertify.cli.pairing import Files, confirm, read_original
+    from qertify.cli.pairing import confirm
+    from qertify.importers.original import Original
     from qertify.importers.registry import load_model
     from qertify.queries.vnnlib import Answer, SpecificationResult, decide_specification
     from qertify.queries.vnnlib_pair import decide_pair_specification
@@ -71,7 +72,7 @@ def vnnlib_command(
         )
     imports = flags.options()
     network = load_model(model if second is None else second, imports)
-    original = None if second is None else read_original(Files(model, second, imports))
+    original = None if second is None else Original(model, imports).load()
     parts = len(specification.parts)
     stopped = SpecificationResult(
         network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, options.method.value, Reason.TIMEOUT

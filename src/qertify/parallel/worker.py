@@ -15,23 +15,40 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from qertify.errors import QertifyError
+from qertify.importers.original import Original
 from qertify.importers.registry import ImportOptions, load_model
+from qertify.network.network import Network
+from qertify.network.real import RealNetwork
 from qertify.options import Method, Options
 from qertify.parallel.executor import Message
 
 KINDS = {
     "question": "qertify.queries.pieces:answer_question",
+    "comparison": "qertify.queries.pieces:answer_comparison",
     "search": "qertify.search.pieces:answer_search",
 }
 """Kind of piece → "module:function" of (desk, piece, stopped)."""
 
 
-def greeting(model: Path, imports: ImportOptions, options: Options) -> Message:
-    """What every worker reads first."""
-    return {"model": str(model), "import": imports.given(), "options": asdict(options) | {"method": options.method.value}}
+def greeting(model: Path, imports: ImportOptions, options: Options, original: Original | None = None) -> Message:
+    """What every worker reads first; ``original`` is what the model is compared with."""
+    message: Message = {
+        "model": str(model),
+        "import": imports.given(),
+        "options": asdict(options) | {"method": options.method.value},
+    }
+    if original is not None:
+        message["original"] = [str(original.path), original.flags.given(), original.bits, original.runtime]
+    return message
+
+
+def _imports(given: dict[str, Any]) -> ImportOptions:
+    shape = given.get("input_shape")
+    values: dict[str, Any] = given | {"input_shape": None if shape is None else tuple(shape)}
+    return ImportOptions(**values)
 
 
 class Answer(Protocol):
@@ -43,17 +60,19 @@ class Answer(Protocol):
 
 
 class Desk:
-    """The model that a greeting names, and the pieces about it.
+    """The model that a greeting names, what it is compared with, and the pieces about them.
 
     Raises:
         QertifyError: a model that can't be read, or options that make no sense.
     """
 
     def __init__(self, greeting: Message) -> None:
-        shape = greeting["import"].get("input_shape")
-        imports = greeting["import"] | {"input_shape": None if shape is None else tuple(shape)}
         self.model = str(greeting["model"])
-        self.network = load_model(self.model, ImportOptions(**imports))
+        self.network = load_model(self.model, _imports(greeting["import"]))
+        self.original: RealNetwork | Network | None = None
+        if "original" in greeting:
+            path, flags, bits, runtime = greeting["original"]
+            self.original = Original(Path(path), _imports(flags), bits, runtime).load()
         self.options = Options(**greeting["options"] | {"method": Method(greeting["options"]["method"])})
         self._answers: dict[str, Answer] = {}
         for kind, place in KINDS.items():  # seconds of importing on a busy machine, which no piece's limit must pay for

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 
+from qertify.errors import WorkerError
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Options
 from qertify.parallel.executor import Executor, Message
 from qertify.parallel.worker import Desk
+from qertify.queries.equivalence import equivalence
 from qertify.queries.radius import maximum_radius
 from qertify.queries.robustness import RobustnessQuery, verify
 from qertify.runtimes.base import runner
+from qertify.search.comparison import EquivalenceQuery, FloatSemantics
+from qertify.search.paired_input import PairedInput, grid, interval
 from qertify.specification.judge import Run
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox
@@ -83,3 +88,45 @@ def answer_piece(
     radius = parse_rational(piece["radius"], "radius")
     query = RobustnessQuery(network, codes("centre"), region, property_, radius, piece["radius_unit"])
     return {"result": verify(query, options, executor=executor, run=run, stopped=stopped).to_json()}
+
+
+def comparison_piece(query: EquivalenceQuery) -> Message:
+    """Do two networks agree on the query's region?"""
+    inputs = query.inputs
+    ends = (inputs.box.low, inputs.box.high) if inputs.low is None or inputs.high is None else (inputs.low, inputs.high)
+    return {
+        "kind": "comparison",
+        "original": query.original.digest,
+        "grid": inputs.is_grid,
+        "ends": [end.reshape(-1).tolist() for end in ends],
+        "factor": str(inputs.factor),
+        "delta": None if query.delta is None else str(query.delta),
+        "top1": query.top1,
+        "output": query.output,
+        "semantics": query.semantics.value,
+    }
+
+
+def answer_comparison(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
+    """{"result": the answer's JSON}.
+
+    Raises:
+        WorkerError: the worker has not read the query's original.
+    """
+    if desk.original is None or desk.original.digest != piece["original"]:
+        raise WorkerError("the question is about another original than the worker has read")
+    delta = None if piece["delta"] is None else Fraction(piece["delta"])
+    semantics = FloatSemantics(piece["semantics"])
+    query = EquivalenceQuery(
+        desk.original, desk.network, _region(desk.network, piece), delta, piece["top1"], piece["output"], semantics
+    )
+    return {"result": equivalence(query, desk.options, stopped=stopped).to_json()}
+
+
+def _region(network: Network, piece: Message) -> PairedInput:
+    factor, shape = Fraction(piece["factor"]), network.input_shape
+    if piece["grid"]:
+        low, high = (np.array(end, dtype=np.int64).reshape(shape) for end in piece["ends"])
+        return grid(network, IntegerBox(low, high), factor)
+    low, high = (np.array(end, dtype=np.float32).reshape(shape) for end in piece["ends"])
+    return interval(network, low, high, factor)

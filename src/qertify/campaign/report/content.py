@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import median
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from qertify.campaign.records import Campaign, Point, Record, Search
+from qertify.campaign.report.figures import cactus, certified_curve, radius_histogram
 from qertify.campaign.report.pictures import Layout, data_uri, difference, layout_of, picture
 from qertify.campaign.store import Store
 from qertify.campaign.summary import Summary, summarise_rows
@@ -53,16 +55,6 @@ class Fooled:
 
     point: Point
     found: Counterexample
-
-    def panels(self, campaign: Campaign, layout: Layout) -> list[Any]:
-        """Original, changed input, difference."""
-        changed = np.array(self.found.levels, dtype=np.int64)
-        low, high = campaign.input_low, campaign.input_high
-        return [
-            picture(self.point.codes, layout, low, high),
-            picture(changed, layout, low, high),
-            difference(self.point.codes, changed, layout),
-        ]
 
 
 def read_answers(store: Store) -> Answers:
@@ -107,11 +99,16 @@ def content(answers: Answers, title: str | None) -> dict[str, Any]:
         "cards": [_card(fooled, campaign, layout) for fooled in found[:CARDS]],
         "counterexamples": len(found),
         "layout": layout,
+        "curve": certified_curve(summary, campaign.radius_unit),
+        "cactus": cactus(solved_seconds(answers)),
+        "histogram": radius_histogram(histogram_bars(answers), campaign.radius_unit),
         "classes": _class_rows(summary, campaign),
         "matrix": _matrix(summary),
         "reasons": [(name, count, REASONS[name], ADVICE[name]) for name, count in sorted(summary.reasons.items())],
         "unknowns": _unknowns(answers),
-        "provenance": _provenance(campaign),
+        "provenance": provenance(
+            campaign, f"ties: {campaign.ties}; target: {'all classes' if campaign.target is None else campaign.target}"
+        ),
         "table": _table(answers),
     }
 
@@ -172,40 +169,62 @@ def _tiles(answers: Answers) -> list[tuple[str, str, str]]:
         share = (summary.answers - unknown) / summary.answers
         tiles.append(("Decided", f"{share:.1%}", f"{summary.answers - unknown:,} of {summary.answers:,} answers"))
     if times := solved_seconds(answers):
-        tiles.append(("Median question", _duration(median(times)), f"slowest decided {_duration(max(times))}"))
+        tiles.append(("Median question", duration(median(times)), f"slowest decided {duration(max(times))}"))
     return tiles
+
+
+def panels(point: Point, levels: tuple[int, ...], campaign: Campaign, layout: Layout) -> list[Any]:
+    """Original, changed input, difference."""
+    changed = np.array(levels, dtype=np.int64)
+    low, high = campaign.input_low, campaign.input_high
+    return [
+        picture(point.codes, layout, low, high),
+        picture(changed, layout, low, high),
+        difference(point.codes, changed, layout),
+    ]
+
+
+def changes(point: Point, levels: tuple[int, ...]) -> tuple[int, list[tuple[int, int, int, str]]]:
+    """How many inputs changed, and (input, before, after, change) of the largest changes."""
+    before = point.codes.reshape(-1)
+    change = np.array(levels, dtype=np.int64) - before
+    largest = np.argsort(-np.abs(change), kind="stable")[:CHANGES].tolist()
+    return int(np.count_nonzero(change)), [
+        (at, int(before[at]), levels[at], f"{change[at]:+d}") for at in largest if change[at]
+    ]
+
+
+def scores(before: Sequence[float], after: Sequence[float], always: Sequence[int]) -> list[dict[str, Any]]:
+    """The largest outputs before and after, with the widths of their bars; those of ``always`` in any case."""
+    order = sorted(range(len(after)), key=lambda c: -max(after[c], before[c]))[:SCORES]
+    shown = sorted(set(order if len(after) <= SCORES else [*order[: SCORES - len(set(always))], *always]))
+    everything = [*(after[c] for c in shown), *(before[c] for c in shown)]
+    low, span = min(everything), (max(everything) - min(everything)) or 1
+    return [
+        {
+            "name": c,
+            "before": before[c],
+            "after": after[c],
+            "before_width": round(4 + 96 * (before[c] - low) / span, 1),
+            "after_width": round(4 + 96 * (after[c] - low) / span, 1),
+        }
+        for c in shown
+    ]
 
 
 def _card(fooled: Fooled, campaign: Campaign, layout: Layout | None) -> dict[str, Any]:
     point, found = fooled.point, fooled.found
-    order = sorted(range(len(found.outputs)), key=lambda c: -max(found.outputs[c], point.outputs[c]))[:SCORES]
-    shown = order if len(found.outputs) <= SCORES else [*order[: SCORES - 2], point.label, found.predicted]
-    classes = sorted(set(shown))
-    everything = [*(found.outputs[c] for c in classes), *(point.outputs[c] for c in classes)]
-    low, span = min(everything), max(max(everything) - min(everything), 1)
-    change = np.array(found.levels, dtype=np.int64) - point.codes.reshape(-1)
-    largest = np.argsort(-np.abs(change), kind="stable")[:CHANGES].tolist()
+    count, largest = changes(point, found.levels)
     return {
         "row": point.row,
         "label": point.label,
         "predicted": found.predicted,
         "distance": found.distance,
         "replayed": "the reference evaluator" if found.replayed_on == "reference" else found.replayed_on,
-        "images": None if layout is None else [data_uri(panel) for panel in fooled.panels(campaign, layout)],
-        "changed": int(np.count_nonzero(change)),
-        "changes": [
-            (at, int(point.codes.reshape(-1)[at]), found.levels[at], f"{change[at]:+d}") for at in largest if change[at]
-        ],
-        "scores": [
-            {
-                "name": c,
-                "before": point.outputs[c],
-                "after": found.outputs[c],
-                "before_width": round(4 + 96 * (point.outputs[c] - low) / span, 1),
-                "after_width": round(4 + 96 * (found.outputs[c] - low) / span, 1),
-            }
-            for c in classes
-        ],
+        "images": None if layout is None else [data_uri(panel) for panel in panels(point, found.levels, campaign, layout)],
+        "changed": count,
+        "changes": largest,
+        "scores": scores(point.outputs, found.outputs, (point.label, found.predicted)),
     }
 
 
@@ -249,14 +268,15 @@ def _unknowns(answers: Answers) -> list[dict[str, Any]]:
             "reason": REASONS[record.result.reason.value] if record.result.reason is not None else "",
             "nearest": record.result.nearest_class,
             "bound": record.result.bound_reached,
-            "seconds": _duration(record.result.seconds),
+            "seconds": duration(record.result.seconds),
             "last": record.result.explanation[-1] if record.result.explanation else "",
         }
         for record in unknown[:UNKNOWNS]
     ]
 
 
-def _provenance(campaign: Campaign) -> list[tuple[str, str]]:
+def provenance(campaign: Campaign, question: str) -> list[tuple[str, str]]:
+    """(name, value)."""
     options = ", ".join(f"{name} {value}" for name, value in campaign.options.items() if value not in (None, False))
     return [
         ("Model", campaign.model_file),
@@ -265,7 +285,7 @@ def _provenance(campaign: Campaign) -> list[tuple[str, str]]:
         ("Inputs", f"{campaign.inputs}, shape {' × '.join(map(str, campaign.input_shape))}"),
         ("Input codes", f"{campaign.input_low} … {campaign.input_high}"),
         ("Labels", campaign.labels or "the predicted classes"),
-        ("Question", f"ties: {campaign.ties}; target: {'all classes' if campaign.target is None else campaign.target}"),
+        ("Question", question),
         ("Options", options),
         ("Version", campaign.qertify_version),
         ("Started", campaign.created),
@@ -317,7 +337,7 @@ def _detail(record: Record) -> str:
             return (EVIDENCE[result.evidence.value] if result.evidence is not None else "") + implied
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else "< 1 ms"
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -94,6 +94,25 @@ def radius_histogram(bars: Sequence[tuple[str, int, int]], unit: str) -> str:
     return _svg("Inputs by the largest radius proved", body)
 
 
+def apart(intervals: Iterable[tuple[float, float | None]]) -> str:
+    """One bar an input from the attained to the proved difference, sorted; an open end where nothing is proved."""
+    known = sorted(intervals, key=lambda ends: (ends[0] if ends[1] is None else ends[1], ends[0]))
+    highest = max((end for ends in known for end in ends if end is not None), default=0.0)
+    if highest <= 0:
+        return ""
+    y, slot = _scale(0, highest, HEIGHT - BOTTOM, TOP), (WIDTH - LEFT - RIGHT) / len(known)
+    parts: list[str] = []
+    for position, (least, greatest) in enumerate(known):
+        left, top = LEFT + (position + 0.15) * slot, TOP if greatest is None else y(greatest)
+        kind, above = ("unknown", "nothing is proved") if greatest is None else ("robust", f"at most {greatest:.6g}")
+        parts.append(
+            f'<rect class="bar {kind}" x="{left:.1f}" y="{top:.1f}" width="{0.7 * slot:.2f}" '
+            f'height="{max(y(least) - top, 1.5):.1f}"><title>{least:.6g} is attained, {above}</title></rect>'
+        )
+    levels = [(y(highest * step / 4), f"{highest * step / 4:.3g}") for step in range(5)]
+    return _svg("Differences around each input", _grid(levels, [], f"{len(known)} inputs") + "".join(parts))
+
+
 def _svg(label: str, body: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{body}</svg>'
 

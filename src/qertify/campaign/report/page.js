@@ -1,7 +1,8 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const names = { robust: "robust", non_robust: "refuted", misclassified: "wrong from the start", unknown: "unknown", radius: "radius found" };
+  const names = { robust: "robust", non_robust: "refuted", misclassified: "wrong from the start", unknown: "unknown", radius: "radius found",
+    equivalent: "equivalent", not_equivalent: "not equivalent" };
   const PAGE = 50, PRINTED = 1000;
   const body = document.querySelector("#table tbody");
   const get = (id) => document.getElementById(id);

@@ -30,6 +30,7 @@ from qertify.cli.flags import (
     LabelFlags,
     ModelArgument,
     ModelFlags,
+    PixelFlags,
     PlaceFlags,
     RegionFlags,
     TargetOption,
@@ -123,6 +124,7 @@ def campaign_command(
     target: TargetOption = None,
     ties: TiesOption = Ties.FIRST,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the campaign in RESULTS.db, if it has begun.")] = False,
+    pixels: PixelFlags,
     budget: Annotated[float | None, typer.Option(metavar="S", help="Seconds for all questions together.")] = None,
     engines: EngineFlags,
     encoding: EncodingOption = "compact",
@@ -141,8 +143,8 @@ def campaign_command(
     search = _search(search_radius)
     if original is None and (delta or asked != ComparisonFlags()):
         raise InvalidInputError("questions about two models need the other one: --float FLOAT_MODEL")
-    if original is not None and (labels, target, search, ties) != (None, None, None, Ties.FIRST):
-        raise InvalidInputError("--float does not go with --labels, --target, --ties and --search-radius")
+    if original is not None and (labels, target, search, pixels, ties) != (None, None, None, PixelFlags(), Ties.FIRST):
+        raise InvalidInputError("--float does not go with --labels, --target, --ties, --search-radius, --mean and --std")
     if not spelt and search is None:
         raise InvalidInputError("give --radius or --search-radius" if original is None else "give --radius")
     if search is not None and input_range is not None:
@@ -158,7 +160,7 @@ def campaign_command(
         options = replace(options, coupled=asked.coupled)
         describe = partial(
             _describe, model, radii=tuple(map(str, spelt)), inputs=inputs, labels=None, input_range=input_range,
-            options=_kept(options),
+            options=_kept(options, pixels),
         )  # fmt: skip
         region = RegionFlags(None, radius_unit, input_range=input_range)
         pair = PairCampaign(original, model, inputs, spelt, region, delta or [], asked, flags.options(), options, describe)
@@ -175,7 +177,8 @@ def campaign_command(
 
     imports = flags.options()
     network = load_model(model, imports)
-    rows = read_rows(inputs, network)
+    prepare = pixels.preprocessing(network, radius_unit)
+    rows = read_rows(inputs, network, prepare)
     truth = None if labels is None else _labels(inputs, labels, rows)
     points = _points(network, rows, truth, ties)
     if rows.saturated:
@@ -185,7 +188,7 @@ def campaign_command(
     def question(position: int, asked: Fraction | None) -> Question:
         text, unit = ("0", Unit.LEVELS) if asked is None else (spelt[asked], radius_unit)
         region = RegionFlags(text, unit, input_range=input_range)
-        return pose(model, network, rows, position, region, LabelFlags(points[position].label, None, target, ties))
+        return pose(model, network, rows, position, region, LabelFlags(points[position].label, None, target, ties), prepare)
 
     poser: Poser = question
     unit = question(0, next(iter(spelt), None)).query.radius_unit
@@ -194,7 +197,7 @@ def campaign_command(
     campaign = _describe(
         model, network, points, radii=tuple(map(str, spelt)), radius_unit=unit, ties=ties.value, inputs=inputs, labels=labels,
         target=target, input_range=input_range, search=search,
-        options=_kept(options),
+        options=_kept(options, pixels),
         cpu_class=(engines.cpu_class or host_cpu_class()).value if "kernels" in network.metadata else None,
     )  # fmt: skip
     options = replace(options, cpu_class=campaign.cpu_class)  # another machine's class must not slip in when it is resumed
@@ -207,10 +210,10 @@ def campaign_command(
     return _finish(channel, summary, render_summary(summary, unit), as_json, budget)
 
 
-def _kept(options: Options) -> dict[str, Any]:
+def _kept(options: Options, pixels: PixelFlags) -> dict[str, Any]:
     """What of the options belongs to a campaign's description."""
     data = {key: value for key, value in asdict(options).items() if key not in ("keep_proof", "cpu_class")}
-    return data | {"method": options.method.value}
+    return data | {"method": options.method.value, "mean": pixels.mean, "std": pixels.std}
 
 
 def _finish(channel: Channel, found: Summary | Agreement, text: str, as_json: bool, budget: float | None) -> int:

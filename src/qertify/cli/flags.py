@@ -19,10 +19,12 @@ from qertify.importers.registry import ImportOptions
 from qertify.options import Method, Options
 from qertify.runtimes.saturation import CpuClass
 from qertify.specification.property import Ties
-from qertify.specification.units import Unit
+from qertify.specification.units import Unit, parse_rational
 
 if TYPE_CHECKING:
+    from qertify.network.network import Network
     from qertify.parallel.place import Place
+    from qertify.specification.pixels import Preprocessing
 
 INPUT_HELP = "FILE, FILE[17] or FILE[0:10]: .npy, .npz or idx data."
 
@@ -235,6 +237,37 @@ class RegionFlags:
     lower: Annotated[str | None, typer.Option(metavar="L", help="Lower bounds of a box, instead of --radius.")] = None
     upper: Annotated[str | None, typer.Option(metavar="U", help="Upper bounds of a box, instead of --radius.")] = None
     input_range: InputRangeOption = None
+
+
+@dataclass(frozen=True, slots=True)
+class PixelFlags:
+    """How 8-bit images become a model's real inputs: (pixel / 255 − mean) / std."""
+
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="M,…", help="Inputs are 8-bit images: mean of pixel/255, or one a channel.", show_default=False),
+    ] = None
+    std: Annotated[str | None, typer.Option(metavar="S,…", help="Likewise the standard deviation.", show_default=False)] = None
+
+    def preprocessing(self, network: Network, unit: Unit | None = None) -> Preprocessing | None:
+        """The flags for a network; None where inputs are what the model reads.
+
+        Raises:
+            InvalidInputError: not a list of numbers that fits the input's shape, or a model that reads codes.
+        """
+        from qertify.runtimes.base import reads_codes
+        from qertify.specification.pixels import preprocessing
+
+        given = self.mean is not None or self.std is not None
+        if not given and (unit is not Unit.PIXEL or reads_codes(network)):
+            return None
+        if reads_codes(network):
+            raise InvalidInputError("--mean and --std are for models that read real inputs; this one reads codes")
+        numbers = [
+            [float(parse_rational(part, f"--{name}")) for part in (text or default).split(",")]
+            for name, text, default in (("mean", self.mean, "0"), ("std", self.std, "1"))
+        ]
+        return preprocessing(network.input_shape, *numbers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,7 +267,7 @@ class BranchAndBound:
                 case=case,
                 low=domains.low[row].clone(),
                 high=domains.high[row].clone(),
-                margin=float(proof.margin[row]),
+                margin=max(float(proof.margin[row]), parent.margin),  # what holds for the whole holds here
                 depth=parent.depth,
                 node=parent.node,
                 unit=int(branches.unit[row]),

@@ -91,6 +91,8 @@ def choose(program: Program, domains: Domains, relaxation: Relaxation, gains: Ga
         threshold = torch.where(program.divisor > 0, 0.0, threshold)
     # where the relaxation cheats nowhere, split the unit that matters most
     cheat_or_width = cheat + NOTHING * slope * (last - first) + NOTHING**2
+    if program.divisor is not None:  # phases first: next to them, one step among many brings nothing
+        cheat_or_width = torch.where(program.divisor > 0, cheat_or_width, NOTHING * cheat_or_width)
     below, above = (estimate * cheat_or_width for estimate in gains.estimates())
     score = torch.where(free, torch.sqrt(below * above), -1.0)
     unit = score.argmax(-1)

@@ -58,8 +58,8 @@ class Graph:
         codes = self.random.integers(-5000, 5000, size=size).astype(np.int32)
         return self.node("DequantizeLinear", self.constant(codes), self.constant(np.float32(1e-4)))
 
-    def save(self, output: str, path: Path) -> Path:
-        return save(model_of(self.nodes, {"x": ("int8", ["n", *self.shape])}, (output, "int8"), self.constants, 19), path)
+    def save(self, output: str, path: Path, kind: str = "int8") -> Path:
+        return save(model_of(self.nodes, {"x": ("int8", ["n", *self.shape])}, (output, kind), self.constants, 19), path)
 
 
 def convolution(g: Graph, x: str, **attributes: Any) -> str:

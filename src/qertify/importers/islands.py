@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from qertify.errors import UnsupportedModelError
 from qertify.importers.lowering import Builder, Codes, Requantize
+from qertify.importers.reals import Scaled
 from qertify.network.nodes import Window
 from qertify.network.tensor import FloatArray, IntegerArray, QuantizationParameters
 from qertify.runtimes.float32 import Float32Array
@@ -128,6 +129,17 @@ def from_codes(builder: Builder, name: str, codes: Codes, values: Float32Array) 
     steps = np.rint(exact / grid).astype(np.int64)
     table = builder.table(f"{name}/grid", codes, steps[None, :])
     return island(table, int(steps.min()), int(steps.max()), grid, 0.0, np.abs(exact - steps * grid).max())
+
+
+def from_scaled(x: Scaled) -> Island:
+    """An island of a scaled accumulator; its factors and additions lie along the last axis."""
+
+    def along(values: Float32Array) -> FloatArray:
+        return values.astype(np.float64).reshape(*(1,) * (len(x.codes.shape) - 1), -1)
+
+    scale = along(x.multiplier)
+    result = island(x.codes, -x.bound, x.bound, scale, 0.0, 2 * UNIT * (1 + UNIT) * scale * x.bound)
+    return result if x.bias is None else shifted(result, along(x.bias))
 
 
 def tabulated(builder: Builder, name: str, codes: Codes, least: Float32Array, greatest: Float32Array, error: float) -> Island:

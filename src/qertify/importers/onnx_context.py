@@ -14,7 +14,7 @@ from qertify.importers.islands import Island
 from qertify.importers.lowering import Builder
 from qertify.importers.moving import Codes, Mover
 from qertify.importers.onnx_file import Constant, Graph, GraphNode
-from qertify.importers.reals import Real, Sum
+from qertify.importers.reals import Real, Scaled, Sum
 from qertify.network.nodes import Window
 from qertify.network.tensor import IntegerArray, QuantizationParameters
 from qertify.runtimes.float32 import Float32Array, is_normal
@@ -31,7 +31,7 @@ class Decision:
     kind: str
 
 
-Value = Codes | Real | Decision | Sum | Island
+Value = Codes | Real | Decision | Sum | Scaled | Island
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,9 @@ def on_codes(value: Value, function: Callable[[Codes], Codes], node: GraphNode) 
             )
         case Island() if value.uniform:
             return value.on(function(value.z))
-        case Island() | Sum():
+        case Scaled() if value.multiplier.size == 1:
+            return replace(value, codes=function(value.codes))
+        case Island() | Sum() | Scaled():
             raise UnsupportedModelError(node.name, node.op, None, "it moves what was computed in float; quantize it before")
         case Decision():
             raise UnsupportedModelError(node.name, node.op, None, f"nothing may follow the final {value.kind}")

@@ -13,7 +13,7 @@ from qertify.importers import islands, reals
 from qertify.importers.float_lowering import averaged_elements
 from qertify.importers.islands import Island, Weights, clamp
 from qertify.importers.lowering import Codes
-from qertify.importers.onnx_context import Lowering, Real, Sum, Value, attribute, integers, require_default, window_of
+from qertify.importers.onnx_context import Lowering, Real, Scaled, Sum, Value, attribute, integers, require_default, window_of
 from qertify.importers.onnx_file import GraphNode
 from qertify.importers.onnx_moves import along_window, reduced_axes
 from qertify.network.nodes import Window
@@ -37,6 +37,8 @@ def as_island(lowering: Lowering, node: GraphNode, value: Value, name: str = "")
             return as_island(lowering, node, reals.ranked(lowering.builder, f"{prefix}/ranks", value), name)
         case Real(codes, values) if values is not None:
             return islands.from_codes(lowering.builder, prefix, codes, values)
+        case Scaled():
+            return islands.from_scaled(value)
         case Sum(a, b, low, high):
             parts = [
                 islands.from_codes(lowering.builder, f"{prefix}/{side}", x.codes, x.values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -23,6 +24,7 @@ from qertify.importers.onnx_context import (
 from qertify.importers.onnx_file import Constant, GraphNode
 from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_reals import REALS
+from qertify.importers.reals import Scaled
 from qertify.network.nodes import Window
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.float32 import Float32Array, is_normal
@@ -148,11 +150,48 @@ def _gemm(lowering: Lowering, node: GraphNode) -> Value:
     if weight.ndim != 2:
         raise ModelFileError(f"node '{node.name}': weight of shape {weight.shape}, two axes are needed")
     weight = weight if transposed else weight.T
-    if len(node.inputs) < 8 or not node.inputs[7]:
-        raise UnsupportedModelError(node.name, node.op, None, "its result is float; quantize it (QuantizeLinear after it)")
-    requantize = _requantize_linear(lowering, node, 1, 4, 7, weight.shape[0])
     bias = _bias(lowering, node, 6, weight.shape[0])
+    if len(node.inputs) < 8 or not node.inputs[7]:
+        return _scaled(lowering, node, x, weight, bias, zero_point, lowering.scale(node, 1) * lowering.scales(node, 4))
+    requantize = _requantize_linear(lowering, node, 1, 4, 7, weight.shape[0])
     return lowering.builder.dense(node.name, x, weight, bias, zero_point, requantize)
+
+
+def _scaled(
+    lowering: Lowering,
+    node: GraphNode,
+    x: Codes,
+    weight: IntegerArray,
+    bias: IntegerArray,
+    zero_point: int,
+    multiplier: Float32Array,
+) -> Scaled:
+    """A product whose accumulator is only scaled: its result is float32."""
+    if multiplier.size not in (1, len(weight)):
+        raise ModelFileError(f"node '{node.name}': {multiplier.size} weight scales for {len(weight)} channels")
+    _require_normal(node, multiplier)
+    farthest = max(zero_point - x.low, x.high - zero_point)
+    bound = int((np.abs(weight).sum(axis=1) * farthest + np.abs(bias)).max())
+    codes = lowering.builder.dense(node.name, x, weight, bias, zero_point, None)
+    return Scaled(codes, bound, multiplier[:1] if np.all(multiplier == multiplier[0]) else multiplier)
+
+
+def _matmul_to_float(lowering: Lowering, node: GraphNode) -> Value:
+    """MatMulIntegerToFloat: operands, their scales, their zero points, and a float bias that is added last."""
+    x, scale = lowering.codes(node, 0), lowering.scale(node, 2)
+    renamed = replace(node, inputs=tuple(node.inputs[i] if i < len(node.inputs) else "" for i in (0, 2, 4, 1, 3, 5)))
+    codes, _, zero_point = lowering.quantized(renamed, 0)
+    weight = _weight(lowering, renamed, 3, codes, 1)
+    if weight.ndim != 2:
+        raise UnsupportedModelError(node.name, node.op, "weight", f"two axes are needed, not shape {weight.shape}")
+    none = np.zeros(weight.shape[1], dtype=np.int64)
+    result = _scaled(lowering, node, x, weight.T, none, zero_point, scale * lowering.scales(node, 3))
+    if len(node.inputs) < 7 or not node.inputs[6]:
+        return result
+    bias = lowering.constant(node, 6, "f").astype(np.float32).reshape(-1)
+    if bias.size != weight.shape[1]:
+        raise ModelFileError(f"node '{node.name}': bias of {bias.size} elements for {weight.shape[1]} channels")
+    return replace(result, multiplier=np.broadcast_to(result.multiplier, bias.shape), bias=bias)
 
 
 def _global_average(lowering: Lowering, node: GraphNode) -> Value:
@@ -302,6 +341,7 @@ OPERATORS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "QLinearConv": _convolution,
     "QLinearMatMul": _matmul,
     "QGemm": _gemm,
+    "MatMulIntegerToFloat": _matmul_to_float,
     "QLinearAdd": _addition,
     "QLinearMul": _multiplication,
     "QLinearGlobalAveragePool": _global_average,

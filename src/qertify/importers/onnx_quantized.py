@@ -21,7 +21,7 @@ from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, is
 from qertify.importers.onnx_islands import ISLANDS, as_island, dequantized_constant
 from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_operators import OPERATORS
-from qertify.importers.reals import ranked
+from qertify.importers.reals import Scaled, ranked
 from qertify.network.network import Network
 from qertify.network.tensor import QuantizationParameters
 from qertify.runtimes.onnx_reference import version as standard_version
@@ -264,7 +264,10 @@ def _finish(lowering: Lowering, value: Value) -> tuple[Codes, str]:
                 if clamped is None
                 else (clamped, "dequantized")
             )
-        case Sum() | Island():
+        case Scaled() if value.distinct:
+            meaning = QuantizationParameters.of(float(value.multiplier[0]))
+            return replace(value.codes, quantization=meaning), "dequantized"
+        case Sum() | Scaled() | Island():
             producer = next(node for node in lowering.graph.nodes if lowering.graph.output in node.outputs)
             return scores(lowering.builder, "output", as_island(lowering, producer, value, "output")), "float32"
 

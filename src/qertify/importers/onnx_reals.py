@@ -32,7 +32,7 @@ from qertify.importers.onnx_islands import (
     quantized,
 )
 from qertify.importers.onnx_moves import MOVES
-from qertify.importers.reals import exact_sum, ranked
+from qertify.importers.reals import Scaled, exact_sum, quantize_scaled, ranked
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.onnxruntime import softmax_keeps_ties, unary_floats
@@ -55,6 +55,8 @@ def _quantize(lowering: Lowering, node: GraphNode) -> Value:
             return lowering.builder.unary(node.name, codes, image, low, high, quantization, row)
         case Sum() if (exact := exact_sum(lowering.builder, node.name, value, quantizer, low, high, quantization)) is not None:
             return exact
+        case Scaled():
+            return quantize_scaled(lowering.builder, node.name, value, quantizer, low, high, quantization)
         case Sum() | Island():
             x = as_island(lowering, node, value, "sum")
             return quantized(lowering, node, x, scale, zero_point, low, high, quantization)
@@ -65,9 +67,19 @@ def _quantize(lowering: Lowering, node: GraphNode) -> Value:
 def _dequantize(lowering: Lowering, node: GraphNode) -> Value:
     require_default(node, block_size=0, output_dtype=0)
     x = lowering.codes(node, 0)
-    scale = lowering.scale(node, 1)
-    zero_point = lowering.zero_point(node, 2)[0] if len(node.inputs) > 2 and node.inputs[2] else 0
-    return Real(x, dequantize(np.arange(x.low, x.high + 1), scale, zero_point))
+    scales, zero_points = lowering.scales(node, 1), lowering.zero_points(node, 2)
+    rows = max(scales.size, zero_points.size)
+    codes = np.arange(x.low, x.high + 1)
+    values = [
+        dequantize(codes, scale, int(zero_point))
+        for scale, zero_point in zip(*(np.broadcast_to(part, (rows,)) for part in (scales, zero_points)), strict=True)
+    ]
+    if rows == 1:
+        return Real(x, values[0])
+    axis = axis_without_batch(node, attribute(node, "axis", 1), len(x.shape))
+    if x.shape[axis] != rows:
+        raise ModelFileError(f"node '{node.name}': {rows} scales for the axis {axis + 1} of {(1, *x.shape)}")
+    return Real(x, np.stack(values), np.arange(rows).reshape(-1, *(1,) * (len(x.shape) - axis - 1)))
 
 
 def _clamp(lowering: Lowering, node: GraphNode, least: float, greatest: float) -> Value:
@@ -83,8 +95,8 @@ def _clamp(lowering: Lowering, node: GraphNode, least: float, greatest: float) -
             return replace(value, values=np.minimum(np.maximum(values, np.float32(least)), np.float32(greatest)))
         case Sum(a, b, low, high):
             return Sum(a, b, float(np.clip(low, least, greatest)), float(np.clip(high, least, greatest)))
-        case Island():
-            return then(value, clamp(float(np.float32(least)), float(np.float32(greatest))))
+        case Island() | Scaled():
+            return then(as_island(lowering, node, value), clamp(float(np.float32(least)), float(np.float32(greatest))))
         case _:
             raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
 
@@ -109,7 +121,7 @@ def _decided(lowering: Lowering, node: GraphNode) -> tuple[Codes, Float32Array |
     value = lowering.value(node, 0)
     if isinstance(value, Decision):
         return value.codes, None
-    if isinstance(value, Sum | Island):
+    if isinstance(value, Sum | Island | Scaled):
         raise UnsupportedModelError(node.name, node.op, None, "it reads what was computed in float; quantize it before")
     if isinstance(value, Real) and value.row is not None:
         value = ranked(lowering.builder, f"{node.name}/ranks", value)
@@ -156,7 +168,7 @@ def _unary(lowering: Lowering, node: GraphNode) -> Value:
     if any(isinstance(setting, tuple | np.ndarray) for setting in node.attributes.values()):
         raise UnsupportedModelError(node.name, node.op, None, "its attributes are no single numbers")
     value, error = lowering.value(node, 0), 0.0
-    if isinstance(value, Sum | Island):
+    if isinstance(value, Sum | Island | Scaled):
         if node.op not in SLOPES:
             raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
         grid = regrid(lowering.builder, f"{node.name}/grid", as_island(lowering, node, value))
@@ -226,7 +238,7 @@ def _binary(lowering: Lowering, node: GraphNode) -> Value:
     known = [operand for operand in operands if not isinstance(operand, np.ndarray)]
     if not known:
         raise UnsupportedModelError(node.name, node.op, None, "both operands are constants; fold them")
-    if any(isinstance(operand, Island | Sum) for operand in known):
+    if any(isinstance(operand, Island | Sum | Scaled) for operand in known):
         return _on_islands(lowering, node, operands)
     reals = [operand for operand in known if isinstance(operand, Real) and operand.values is not None]
     if len(reals) != len(known):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from qertify.errors import UnsupportedModelError
-from qertify.importers.lowering import Builder, Codes
+from qertify.importers.lowering import Builder, Codes, Requantize
 from qertify.network.tensor import IntegerArray, QuantizationParameters
 from qertify.runtimes.float32 import Float32Array
 
@@ -46,6 +46,52 @@ class Sum:
     def codes(self) -> Codes:
         """A tensor of its shape."""
         return self.a.codes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scaled:
+    """F(F(F(z)·m) + b) of an accumulator z, a number m and perhaps b for the tensor or for each place on the last axis.
+
+    Attributes:
+        codes: the accumulator.
+        bound: of its absolute value.
+        multiplier: float32, positive, shape (1,) or (places,).
+        bias: float32 of the same shape, or None.
+    """
+
+    codes: Codes
+    bound: int
+    multiplier: Float32Array
+    bias: Float32Array | None = None
+
+    def values(self, z: IntegerArray) -> Float32Array:
+        """The numbers of accumulators of shape (places or 1, n)."""
+        product = z.astype(np.float32) * self.multiplier[:, None]
+        return product if self.bias is None else product + self.bias[:, None]
+
+    @property
+    def distinct(self) -> bool:
+        """Whether different accumulators, of any two elements, give numbers of the same order: rounding makes no ties."""
+        return self.multiplier.size == 1 and self.bias is None and self.bound < 1 << 23
+
+
+def quantize_scaled(
+    builder: Builder,
+    name: str,
+    x: Scaled,
+    quantizer: Callable[[Float32Array], IntegerArray],
+    low: int,
+    high: int,
+    meaning: QuantizationParameters,
+) -> Codes:
+    """The codes of a scaled accumulator, exactly.
+
+    Args:
+        quantizer: the runtime's own, float32 → codes, non-decreasing; clamped here.
+    """
+    rows = x.multiplier.size
+    row = None if rows == 1 else np.broadcast_to(np.arange(rows), x.codes.shape)
+    return builder.requantize(name, x.codes, Requantize(lambda z: quantizer(x.values(z)), rows, low, high, meaning, row))
 
 
 def ranked(builder: Builder, name: str, x: Real) -> Real:

@@ -6,11 +6,13 @@ import importlib.util
 
 import pytest
 
+from qertify.bounds import fixed_point, operate_real
 from qertify.importers.registry import FLOAT_FORMATS
 from qertify.network import real_error, real_evaluate
 from qertify.network.real import REAL_NODE_KINDS, RealInput
 
 TABLES = {"exact": real_evaluate.EXACT_RULES, "float64": real_evaluate.FLOAT64_RULES, "error": real_error.RULES}
+TABLES |= {"fixed point": fixed_point.RULES, "operators": operate_real.RULES}
 
 
 @pytest.mark.parametrize("name", TABLES)

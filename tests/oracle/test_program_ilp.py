@@ -84,9 +84,8 @@ def test_same_class_is_decided_as_by_enumeration(seed: int) -> None:
 
 
 def _joint(query: EquivalenceQuery) -> Joint:
-    relation = query.inputs.relation if isinstance(query.original, RealNetwork) else None
     rows = DifferenceRows(query.original, query.quantized, query.outputs)
-    return compile_difference(query.original, query.quantized, query.inputs.box, relation, (), rows, 1500)
+    return compile_difference(query.original, query.quantized, query.inputs.box, query.inputs.relation, (), rows)
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -16,25 +16,27 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qertify.bounds.builder import Builder
 from qertify.bounds.difference_range import LINK_PARTS, linked_difference, value_difference
 from qertify.bounds.dual import Domains, prove
-from qertify.bounds.fixed_point import RealForm, compact
-from qertify.bounds.input_relation import InputRelation, input_form
+from qertify.bounds.first_order import ENTRIES
+from qertify.bounds.forms import Bounds, DenseForms, Forms, Mixture, OutputRows, Value
+from qertify.bounds.input_relation import InputRelation
 from qertify.bounds.interior_point import first_multipliers
+from qertify.bounds.operator_forms import OperatorForms
 from qertify.bounds.program import Program
-from qertify.bounds.sides import Bounds, Pair, QuantizedSide, RealSide
+from qertify.bounds.sides import Pair, QuantizedSide, RealSide
 from qertify.network.network import Network
-from qertify.network.real import RealNetwork
-from qertify.network.tensor import FloatArray, IntegerArray
+from qertify.network.nodes import Staircase
+from qertify.network.real import RealNetwork, Relu
+from qertify.network.tensor import BoolArray, FloatArray, IntegerArray
 from qertify.specification.region import IntegerBox
 
 SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
-OUTPUT_BITS = 40
-"""The left network's outputs take at most this many bits."""
 BATCH = 128
-"""Paired accumulators whose ranges are tightened together."""
+"""Paired accumulators whose ranges are tightened together, in matrices."""
+DENSE_LIMIT = 3000
+"""Most activations of both networks together for matrices."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,160 +61,144 @@ def compile_difference(
     left: RealNetwork | Network,
     right: Network,
     box: IntegerBox,
-    relation: InputRelation | None,
+    relation: InputRelation,
     pairs: Sequence[Pair],
-    outputs: Callable[[Builder, RealForm, FloatArray], tuple[Sequence[RealForm], int]],
+    outputs: OutputRows,
     late: Callable[[], bool] = lambda: False,
+    dense: bool | None = None,
 ) -> Joint:
     """Compile two networks over one box of the right one's codes.
 
     Args:
-        relation: how the left network's input follows; None for a quantized network that reads the same codes.
+        relation: how the left network's input follows; a quantized one reads the same codes.
         pairs: in topological order on both sides.
-        outputs: makes the rows of interest from the left output and the right output's form (both one-dimensional),
-            as forms of one element, all with the same number of fractional bits, which it returns too.
         late: asked between steps; the ranges at hand are kept once it is true.
+        dense: whether the equations are matrices; None for matrices where they are affordable.
 
     Raises:
         UnsupportedModelError: networks too large, or with numbers too large.
     """
-    builder = Builder()
-    middle = (box.low + box.high) // 2
-    form = builder.add_inputs(box.low - middle, box.high - middle)
-    form[0] += middle
-    quantized = QuantizedSide(right, form, box.low, box.high)
-    input_bits, error_index = 0, np.zeros(0, dtype=np.int64)
+    if dense is None:
+        dense = activations(left) + activations(right) <= DENSE_LIMIT
+    forms = DenseForms() if dense else OperatorForms()
+    given = forms.inputs(box, relation if isinstance(left, RealNetwork) else None)
+    quantized = QuantizedSide(right, forms, "right", given.codes, box.low, box.high)
     if isinstance(left, RealNetwork):
-        assert relation is not None
-        value, error_index = input_form(builder, relation, form, box)
-        input_bits = value.bits
-        other = RealSide(left, value)
+        assert given.real is not None
+        other = RealSide(left, forms, given.real)
     else:
-        other = QuantizedSide(left, form, box.low, box.high)
+        other = QuantizedSide(left, forms, "left", given.codes, box.low, box.high)
     for pair in pairs:
-        _couple(builder, other, quantized, pair, late)
-    other.advance(builder)
-    quantized.advance(builder)
-    value = compact(builder, other.output(builder).flat(), OUTPUT_BITS)
-    rows, bits = outputs(builder, value, quantized.output(builder).flat().form)
-    merged = RealForm(np.stack([row.form for row in rows], axis=1), np.array([row.slack for row in rows]), bits)
-    low, high = merged.range(builder)
-    builder.add_rows(range(len(rows)), merged.form, low.astype(np.int64), high.astype(np.int64), merged.slack)
-    return Joint(builder.finish(), middle, input_bits, bits, error_index)
+        _couple(forms, other, quantized, pair, late)
+    bits = forms.add_outputs(other.output(), quantized.output(), outputs)
+    return Joint(forms.finish(), (box.low + box.high) // 2, given.bits, bits, given.error_index)
 
 
-def scaled_difference(left: RealForm, right: FloatArray, scale: FloatArray) -> tuple[RealForm, FloatArray]:
-    """left − scale·right, with the scale rounded to an integer.
-
-    Args:
-        left: any shape; gets more fractional bits where the scale needs them.
-        right: form of integers, (rows, *shape). scale: float64, broadcastable to the shape.
-
-    Returns:
-        the form of left · 2^bits − S·right, and S = round(scale·2^bits).
-    """
-    size = np.abs(scale)
-    least = float(size[size > size.max(initial=0.0) / 64].min(initial=np.inf))
-    needed = SCALE_BITS - int(np.frexp(least)[1]) if np.isfinite(least) else left.bits
-    left = left.raised(max(left.bits, needed))
-    rounded = np.round(scale * 2.0**left.bits)
-    return RealForm(left.form - rounded * right, left.slack, left.bits), rounded
+def activations(network: RealNetwork | Network) -> int:
+    """How many values of activations a network has."""
+    kinds = Relu if isinstance(network, RealNetwork) else Staircase
+    return sum(int(np.prod(network.shapes[node.name])) for node in network.nodes if isinstance(node, kinds))
 
 
 def _meet(first: Bounds, second: Bounds) -> Bounds:
     return np.maximum(first[0], second[0]), np.minimum(first[1], second[1])
 
 
-def _couple(
-    builder: Builder, left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, late: Callable[[], bool]
-) -> None:
+def _scaled_difference(left: Value, right: Value, scale: FloatArray) -> tuple[Mixture, FloatArray]:
+    """left − scale·right, with the scale rounded to an integer.
+
+    Args:
+        left: gets more fractional bits where the scale needs them. right: integers.
+        scale: float64, (elements,).
+
+    Returns:
+        left · 2^bits − S·right, and S = round(scale·2^bits).
+    """
+    size = np.abs(scale)
+    least = float(size[size > size.max(initial=0.0) / 64].min(initial=np.inf))
+    needed = SCALE_BITS - int(np.frexp(least)[1]) if np.isfinite(least) else left.bits
+    bits = max(left.bits, needed)
+    factor = np.round(scale * 2.0**bits)
+    return Mixture(((left, np.full(scale.shape, 2.0 ** (bits - left.bits))), (right, -factor)), bits), factor
+
+
+def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, late: Callable[[], bool]) -> None:
     """Compile the two activations of a pair and add their rows."""
-    right.advance(builder, pair.right)
-    left.advance(builder, pair.left)
-    own, other = left.accumulator(builder, pair.left), right.accumulator(builder, pair.right)
-    own_shape, other_shape = own.slack.shape, other.slack.shape
-    own, other = own.flat(), other.flat()
-    apart, factor = scaled_difference(own, other.form, pair.accumulator_scale)
-    up = 2.0 ** (apart.bits - own.bits)
-    forms = (own, other, apart)
-    bounds = [form.range(builder) for form in forms]
+    other, own = right.accumulator(pair.right), left.accumulator(pair.left)
+    apart, factor = _scaled_difference(own, other, pair.accumulator_scale)
+    up, one = 2.0 ** (apart.bits - own.bits), np.ones(factor.shape)
+    mixtures = (Mixture(((own, one),), own.bits), Mixture(((other, one),), 0), apart)
+    bounds = [forms.range(mixture) for mixture in mixtures]
     bounds[1] = _meet(bounds[1], right.range(pair.right))
     if isinstance(left, QuantizedSide):
         bounds[0] = _meet(bounds[0], left.range(pair.left))
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
     wanted = [left.unsettled(pair.left, *bounds[0]), varies[1], varies[0] | varies[1]]
-    _tighten(builder, forms, bounds, wanted, late)
+    _tighten(forms, mixtures, bounds, wanted, late)
     ends = np.stack([factor * bounds[1][0], factor * bounds[1][1]])
     implied = np.floor((ends.min(0) + bounds[2][0]) / up), np.ceil((ends.max(0) + bounds[2][1]) / up)
     bounds[0] = _meet(bounds[0], implied)
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
-    value = left.activate(builder, pair.left, *(bound.reshape(own_shape) for bound in bounds[0])).flat()
-    code = right.activate(builder, pair.right, *(bound.reshape(other_shape) for bound in bounds[1])).flat()
-    value, code = value.widened(builder.rows), code.widened(builder.rows)
+    value, code = left.activate(pair.left, *bounds[0]), right.activate(pair.right, *bounds[1])
     scale = np.round(pair.value_scale * 2.0**apart.bits)
-    shift = value.raised(apart.bits)
-    shift = RealForm(shift.form - scale * code.form, shift.slack, apart.bits)
     raised = bounds[0][0] * up, bounds[0][1] * up
     shifts = value_difference(left, right, pair, raised, bounds[1], bounds[2], factor, scale, up)
     both = varies[0] & varies[1]
     if right.steps(pair.right)[0].upper is not None or not both.any():
         return
-    apart = apart.widened(builder.rows)
-    forms, ranges = [shift.form[:, both]], [(shifts[0][both], shifts[1][both])]
-    slacks = [shift.slack[both]]
-    unsettled = both & left.unsettled(pair.left, *bounds[0])
-    if isinstance(left, RealSide) and unsettled.any():
-        width = np.maximum(bounds[2][1] - bounds[2][0], 1)
-        for end in (np.maximum(bounds[2][1], 0), np.maximum(-bounds[2][0], 0)):
-            share = np.clip(np.round(LINK_PARTS * end / width), 0, LINK_PARTS)
-            linked = linked_difference(right, pair, bounds[1], bounds[2], factor, scale, share)
-            forms.append((LINK_PARTS * shift.form - share * apart.form)[:, unsettled])
-            ranges.append((linked[0][unsettled], linked[1][unsettled]))
-            slacks.append((LINK_PARTS * shift.slack + share * apart.slack)[unsettled])
-    low, high = (np.concatenate([pair_[side] for pair_ in ranges]).astype(np.int64) for side in (0, 1))
-    if isinstance(left, RealSide):
-        builder.follow(builder.units, value.form[:, both].argmax(axis=0))
-    builder.add_rows([None] * low.size, np.concatenate(forms, axis=1), low, high, np.concatenate(slacks))
+    raise_ = 2.0 ** (apart.bits - value.bits)
+    shift = Mixture(((value, raise_ * one), (code, -scale * one)), apart.bits)
+    elements = np.flatnonzero(both)
+    forms.add_rows(shift, elements, shifts[0][both], shifts[1][both], value if isinstance(left, RealSide) else None)
+    unsettled = np.flatnonzero(both & left.unsettled(pair.left, *bounds[0]))
+    if isinstance(left, QuantizedSide) or not unsettled.size:
+        return
+    width = np.maximum(bounds[2][1] - bounds[2][0], 1)
+    for end in (np.maximum(bounds[2][1], 0), np.maximum(-bounds[2][0], 0)):
+        share = np.clip(np.round(LINK_PARTS * end / width), 0, LINK_PARTS)
+        low, high = linked_difference(right, pair, bounds[1], bounds[2], factor, scale, share)
+        parts = ((value, LINK_PARTS * raise_ * one), (code, -LINK_PARTS * scale * one))
+        linked = Mixture((*parts, (own, -share * up), (other, share * factor)), apart.bits)
+        forms.add_rows(linked, unsettled, low[unsettled], high[unsettled])
 
 
 def _tighten(
-    builder: Builder,
-    forms: Sequence[RealForm],
+    forms: Forms,
+    mixtures: Sequence[Mixture],
     bounds: list[Bounds],
-    wanted: Sequence[np.ndarray],
+    wanted: Sequence[BoolArray],
     late: Callable[[], bool],
 ) -> None:
-    """Dual bounds of the wanted elements of several forms, in place, if there are units yet that make them better."""
-    if not builder.units or late():
+    """Dual bounds of the wanted elements of several mixtures, in place, if they can be better than intervals."""
+    if not forms.units and forms.knows_differences:
         return
-    for index, (form, chosen) in enumerate(zip(forms, wanted, strict=True)):
+    for index, (mixture, chosen) in enumerate(zip(mixtures, wanted, strict=True)):
         elements = np.flatnonzero(chosen)
+        if not elements.size:
+            continue
         low, high = (bound.copy() for bound in bounds[index])
-        for start in range(0, elements.size, BATCH):
-            part = elements[start : start + BATCH]
+        for part in np.split(elements, range(BATCH, elements.size, BATCH)) if forms.knows_differences else [elements]:
             if late():
                 return
-            low[part], high[part] = _tightened(builder, form, low[part], high[part], part)
+            low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, late)
         bounds[index] = low, high
 
 
 def _tightened(
-    builder: Builder,
-    form: RealForm,
-    low: FloatArray,
-    high: FloatArray,
-    part: IntegerArray,
+    forms: Forms, mixture: Mixture, low: FloatArray, high: FloatArray, part: IntegerArray, late: Callable[[], bool]
 ) -> Bounds:
-    """Dual bounds of some elements of a form, which lie in low … high."""
-    fork = builder.fork()
-    fork.add_rows([None] * part.size, form.form[:, part], low.astype(np.int64), high.astype(np.int64), form.slack[part])
+    """Dual bounds of some elements of a mixture, which lie in low … high."""
+    fork = forms.fork()
+    fork.add_rows(mixture, part, low, high)
     program = fork.finish()
-    count = 2 * part.size
-    objective = torch.zeros(count, len(program.units), dtype=torch.float64)
-    objective[torch.arange(count), builder.units + torch.arange(count) // 2] = (
-        torch.tensor([1.0, -1.0]).double().repeat(part.size)
-    )
-    limit = torch.from_numpy(np.stack([high, -low], axis=1).reshape(-1))
-    domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective, limit)
-    bound = (prove(program, domains, first_multipliers(program, domains)).margin + limit).numpy().reshape(-1, 2)
-    return np.maximum(low, bound[:, 0]), np.minimum(high, -bound[:, 1])
+    best = torch.from_numpy(np.stack([low, -high], axis=1).reshape(-1))
+    for rows in torch.arange(len(best)).split(max(2, ENTRIES // len(program.units))):
+        if late():
+            break
+        objective = torch.zeros(len(rows), len(program.units), dtype=torch.float64)
+        objective[torch.arange(len(rows)), forms.units + rows // 2] = (1 - 2 * (rows % 2)).double()
+        domains = Domains(program.low.expand(len(rows), -1), program.high.expand(len(rows), -1), objective, best[rows])
+        bound = prove(program, domains, first_multipliers(program, domains)).margin + best[rows]
+        best[rows] = torch.maximum(best[rows], bound)
+    found = best.numpy().reshape(-1, 2)
+    return found[:, 0], -found[:, 1]

@@ -52,8 +52,12 @@ class Slopes:
 
 def single(program: Program) -> Program:
     """The same program in float32, for passes whose results are not trusted."""
-    names = ("input_low", "input_high", "constant", "spacing", "unevenness", "has_value", "low", "high")
-    return replace(program, **{name: getattr(program, name).float() for name in names})
+    names = (
+        "input_low", "input_high", "constant", "spacing", "unevenness", "has_value", "low", "high",
+        "divisor", "slack", "coupled_corners",
+    )  # fmt: skip
+    given = {name: getattr(program, name) for name in names}
+    return replace(program, **{name: value.float() for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +65,8 @@ class Fans:
     """Slopes of lines that touch a staircase on its range, (batch, N) each: from ``…_least`` to ``…_least + …_width``.
 
     A line under a staircase that begins with a flat phase may be as flat; one over it, if it ends with one. Without such a
-    phase little choice is left, and a step of the search must be as small.
+    phase little choice is left, and a step of the search must be as small. A row that follows a rectifier takes a part of its
+    weight over, from none to all, which is where the search starts if the rectifier has both phases.
     """
 
     under_least: Tensor
@@ -77,10 +82,21 @@ def fans(program: Program, low: Tensor, high: Tensor) -> Fans:
     rise = (last - first) * program.has_value
     start = torch.minimum(torch.maximum(program.threshold(first + 1), low), high)
     end = torch.maximum(torch.minimum(program.threshold(last), high), low)
-    chord = rise / (high - low).clamp(min=1)
+    chord = torch.minimum(rise / (high - low).clamp(min=1), 1 / program.spacing)
     under_least = torch.where(start - low > FLAT * program.spacing, 0.0, chord)
     over_least = torch.where(high - end > FLAT * program.spacing, 0.0, chord)
     under, over = rise / (high - start + 1).clamp(min=1), rise / (end - low).clamp(min=1)
+    if program.divisor is not None:
+        rectifier, steepest = program.divisor > 0, 1 / program.divisor.clamp(min=1)
+        unstable = (low < 0) & (high > 0)
+        chord = torch.where(rectifier & ~unstable, torch.where(low >= 0, steepest, 0.0), chord)
+        under_least = torch.where(rectifier, torch.where(unstable, 0.0, chord), under_least)
+        over_least = torch.where(rectifier, chord, over_least)
+        under, over = torch.where(rectifier, torch.where(unstable, steepest, chord), under), torch.where(rectifier, chord, over)
+        if program.follows is not None:
+            follows = program.follows >= 0
+            chord = torch.where(follows, unstable[:, program.follows.clamp(min=0)].to(chord.dtype), chord)
+            under, over = torch.where(follows, 1.0, under), torch.where(follows, 1.0, over)
     return Fans(under_least, (under - under_least).clamp(min=0), over_least, (over - over_least).clamp(min=0), chord)
 
 
@@ -116,6 +132,15 @@ class _Descent:
         self.moments = [torch.zeros_like(self.objective) for _ in range(6)]
         self.step = 0
 
+    def choose_start(self, follows: Tensor) -> None:
+        """Let rows take no weight over in domains whose bound is better without."""
+        kept, rows = self.slopes, follows >= 0
+        bound = self.evaluate(advance=False)[0]
+        self.slopes = Slopes(kept.under.masked_fill(rows, 0.0), kept.over.masked_fill(rows, 0.0), kept.own)
+        better = (self.evaluate(advance=False)[0] > bound)[:, None]
+        under, over = torch.where(better, self.slopes.under, kept.under), torch.where(better, self.slopes.over, kept.over)
+        self.slopes = Slopes(under, over, kept.own)
+
     def pick(self, index: Tensor) -> None:
         """Keep some of the domains."""
         for name in ("z", "y", "crowded", "objective", "splits", "own_scale", *FANS):
@@ -144,12 +169,13 @@ class _Descent:
             self.own_scale = (weight.abs() + self.objective.abs()) * self.splits
         least, where = (weight[..., None] * self.y - multipliers[..., None] * self.z).min(-1, keepdim=True)
         z, y = self.z.gather(-1, where)[..., 0], self.y.gather(-1, where)[..., 0]
-        x = torch.where(cost > 0, program.input_low, program.input_high)
+        x = program.least_point(cost)
         total = self.objective + multipliers
         bound = (total * program.constant).sum(-1) + (cost * x).sum(-1) + least.sum((-1, -2))
-        bound = bound - (multipliers.abs() * self.crowded).sum(-1)
+        slack = 0.0 if program.slack is None else program.slack
+        bound = bound - (multipliers.abs() * self.crowded).sum(-1) - (total.abs() * slack).sum(-1)
         if advance:
-            z_penalised = z + multipliers.sign() * self.crowded
+            z_penalised = z + multipliers.sign() * self.crowded + total.sign() * slack
 
             def linear(first: int, last: int, found: Tensor) -> Tensor:
                 mine = slice(first, last)
@@ -209,6 +235,8 @@ class FirstOrder:
             kept = [self._memory[key] for key in keys]
             start = Slopes(*(torch.stack([getattr(item, name) for item in kept]) for name in ("under", "over", "own")))
         descent = _Descent(self._fast, self._program, domains, start)
+        if start is None and self._program.follows is not None:
+            descent.choose_start(self._program.follows)
         steps = iterations if iterations is not None else MORE_ITERATIONS if known else ITERATIONS
         limit = domains.limit.float()
         result, best = None, descent.slopes

@@ -17,9 +17,9 @@ from qertify.bounds.builder import SIZE_LIMIT, Builder, widen
 from qertify.bounds.compile import rearranged
 from qertify.errors import UnsupportedModelError
 from qertify.network.linear import weighted_sum, windows
-from qertify.network.nodes import Add, Convolution, Dense, Max, PoolSum, Rearrange
+from qertify.network.nodes import Add, Max, Rearrange
 from qertify.network.real import RealAverage, RealConvolution, RealDense, RealInput, RealNode, RealScale, Relu
-from qertify.network.tensor import FloatArray
+from qertify.network.tensor import FloatArray, IntegerArray
 
 WEIGHT_BITS = 15
 """Weights are rounded so that the largest of a node takes this many bits."""
@@ -33,6 +33,22 @@ EXACT_FORM = float(1 << 50)
 """Sums of products stay below this, so that float64 holds them exactly."""
 ROUNDING = 1e-9
 """Far more than the relative error of any float64 sum made here; bounds computed in float64 are widened by it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extent:
+    """How far a value reaches, in units of 2^−bits, element by element; integers but for ``gross``.
+
+    Attributes:
+        low, high: least and greatest value. slack: by how much the value may differ from what is computed.
+        gross: a bound on Σ|coefficient|·|variable| and the slack, up to rounding.
+    """
+
+    low: FloatArray
+    high: FloatArray
+    slack: FloatArray
+    gross: FloatArray
+    bits: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,9 +85,12 @@ class RealForm:
         return low - self.slack, high + self.slack
 
     def gross(self, builder: Builder) -> FloatArray:
-        """A bound on Σ|coefficient|·|variable| and the slack, of the value's shape, up to rounding."""
+        """As in `Extent`."""
         low, high = builder.variable_range()
         return np.tensordot(np.maximum(np.abs(low), np.abs(high)), np.abs(self.form), axes=1) + self.slack
+
+    def extent(self, builder: Builder) -> Extent:
+        return Extent(*self.range(builder), self.slack, self.gross(builder), self.bits)
 
 
 def form_range(builder: Builder, form: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -132,54 +151,79 @@ def _aligned(builder: Builder, values: list[RealForm]) -> list[RealForm]:
     return [_with_bits(builder, value, bits) for value in values]
 
 
-Apply = Callable[[FloatArray, FloatArray], FloatArray]
-"""A linear map with a weight to be given: (weight, values of shape (batch, *shape)) → (batch, *output shape)."""
+RealMap = RealDense | RealConvolution | RealAverage | RealScale
 
 
-def _linear(builder: Builder, value: RealForm, weight: FloatArray, bias: FloatArray, apply: Apply) -> RealForm:
-    """The form of a linear map of a value, plus a bias that broadcasts over the result."""
-    value = compact(builder, value)
-    low, high = value.range(builder)
-    middle = np.round((low + high) / 2)
-    half = np.maximum(high - middle, middle - low)
-    size = (apply(np.abs(weight), value.gross(builder)[None])[0] * 2.0**-value.bits + np.abs(bias)).max()
+def weight_and_bias(node: RealMap) -> tuple[FloatArray, FloatArray]:
+    """Both of an affine node; the bias broadcasts over the value."""
+    match node:
+        case RealDense():
+            return node.weight, node.bias
+        case RealConvolution():
+            return node.weight, node.bias[:, None, None]
+        case RealAverage():
+            return 1.0 / node.divisor, np.zeros(1)
+        case RealScale():
+            return node.factor, node.shift
+
+
+def applied(node: RealMap, weight: FloatArray, y: FloatArray) -> FloatArray:
+    """The node's linear map with another weight, (batch, *shape) → (batch, *output shape)."""
+    match node:
+        case RealDense() | RealConvolution():
+            return weighted_sum(node, weight, y)
+        case RealAverage():
+            return weighted_sum(node, None, y) * weight
+        case RealScale():
+            return weight * y
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoundedMap:
+    """An affine node in fixed point: value · 2^bits = weight · operand + constant ± slack, all integers.
+
+    Attributes:
+        weight: shaped as the node's. constant, slack: of the value's shape.
+    """
+
+    weight: FloatArray
+    constant: FloatArray
+    slack: FloatArray
+    bits: int
+
+
+def rounded_map(node: RealMap, value: Extent) -> RoundedMap:
+    """Round an affine node whose operand lies in ``value``."""
+    weight, bias = weight_and_bias(node)
+    middle = np.round((value.low + value.high) / 2)
+    half = np.maximum(value.high - middle, middle - value.low)
+    size = (applied(node, np.abs(weight), value.gross[None])[0] * 2.0**-value.bits + np.abs(bias)).max()
     bits = min(_fraction_bits(weight, WEIGHT_BITS), SUM_BITS - frexp(float(size))[1] - value.bits)
     scaled = weight * 2.0**bits
     rounded = np.round(scaled)
     rest = scaled - rounded
-    largest = np.abs(value.form).max(axis=0)
-    if largest.size and apply(np.abs(rounded), largest[None]).max() >= EXACT_FORM:
-        raise UnsupportedModelError("", "network", "weight", "coefficients of 2⁵⁰ or more in fixed point are not supported")
-    form = apply(rounded, value.form)
     total = value.bits + bits
-    constant = apply(rest, middle[None])[0] + bias * 2.0**total
-    size = apply(np.abs(rest), np.abs(middle)[None])[0] + np.abs(bias * 2.0**total)
-    form[0] += np.round(constant)
-    lost = np.abs(constant - np.round(constant)) + size * ROUNDING
-    lost += apply(np.abs(scaled), np.maximum(np.abs(low), np.abs(high))[None])[0] * 2.0**-50  # quotients as weights are rounded
-    slack = apply(np.abs(scaled), value.slack[None])[0] + apply(np.abs(rest), half[None])[0] + lost
-    return RealForm(form, _ceil(slack), total)
+    exact = applied(node, rest, middle[None])[0] + bias * 2.0**total
+    constant = np.round(exact)
+    size = applied(node, np.abs(rest), np.abs(middle)[None])[0] + np.abs(bias * 2.0**total)
+    lost = np.abs(exact - constant) + size * ROUNDING
+    largest = np.maximum(np.abs(value.low), np.abs(value.high))
+    lost += applied(node, np.abs(scaled), largest[None])[0] * 2.0**-50  # quotients as weights are rounded
+    slack = applied(node, np.abs(scaled), value.slack[None])[0] + applied(node, np.abs(rest), half[None])[0] + lost
+    return RoundedMap(rounded, constant, _ceil(slack), total)
 
 
-def _dense(builder: Builder, node: RealDense, value: RealForm) -> RealForm:
-    proxy = Dense(node.name, node.inputs, np.zeros((0, 0), np.int64), np.zeros(0, np.int64))
-    return _linear(builder, value, node.weight, node.bias, lambda weight, y: weighted_sum(proxy, weight, y))
-
-
-def _convolution(builder: Builder, node: RealConvolution, value: RealForm) -> RealForm:
-    zero = np.zeros(0, np.int64)
-    proxy = Convolution(node.name, node.inputs, zero, zero, node.window, groups=node.groups)
-    bias = node.bias[:, None, None]
-    return _linear(builder, value, node.weight, bias, lambda weight, y: weighted_sum(proxy, weight, y))
-
-
-def _average(builder: Builder, node: RealAverage, value: RealForm) -> RealForm:
-    proxy = PoolSum(node.name, node.inputs, node.window)
-    return _linear(builder, value, 1.0 / node.divisor, np.zeros(1), lambda weight, y: weighted_sum(proxy, None, y) * weight)
-
-
-def _scale(builder: Builder, node: RealScale, value: RealForm) -> RealForm:
-    return _linear(builder, value, node.factor, node.shift, lambda weight, y: weight * y)
+def _affine(builder: Builder, node: RealMap, value: RealForm) -> RealForm:
+    value = compact(builder, value)
+    found = rounded_map(node, value.extent(builder))
+    largest = np.abs(value.form).max(axis=0)
+    if largest.size and applied(node, np.abs(found.weight), largest[None]).max() >= EXACT_FORM:
+        raise UnsupportedModelError(
+            node.name, type(node).__name__, "weight", "coefficients of 2⁵⁰ or more in fixed point are not supported"
+        )
+    form = applied(node, found.weight, value.form)
+    form[0] += found.constant
+    return RealForm(form, found.slack, found.bits)
 
 
 def _add(builder: Builder, values: list[RealForm]) -> RealForm:
@@ -216,32 +260,46 @@ def _max(builder: Builder, node: Max, value: RealForm) -> RealForm:
     return RealForm(best.reshape(-1, *size), widest.reshape(size), value.bits)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RectifierEnds:
+    """Rectifiers max(z, 0) / 2^shift: positions of those that can be positive, and ranges of their z, multiples of 2^shift."""
+
+    alive: IntegerArray
+    low: IntegerArray
+    high: IntegerArray
+    shift: int
+
+
+def rectifier_ends(low: FloatArray, high: FloatArray, shift: int | None = None) -> RectifierEnds:
+    """The rectifiers of accumulators in low … high, integers; without a shift, values get `VALUE_BITS`."""
+    low, high = low.reshape(-1), high.reshape(-1)
+    shift = max(0, frexp(float(high.max(initial=0.0)))[1] - VALUE_BITS) if shift is None else shift
+    divisor = float(2**shift)
+    alive = np.flatnonzero(high > 0)
+    below, above = np.floor(low[alive] / divisor) * divisor, np.ceil(high[alive] / divisor) * divisor
+    return RectifierEnds(alive, below.astype(np.int64), above.astype(np.int64), shift)
+
+
 def rectified(builder: Builder, name: str, value: RealForm, low: FloatArray, high: FloatArray) -> RealForm:
     """max(value, 0) of a value whose range is known: a unit for every element that can be positive.
 
     Args:
         low, high: of value · 2^bits, integers of the value's shape.
     """
-    flat_low, flat_high = low.reshape(-1), high.reshape(-1)
-    shift = max(0, frexp(float(flat_high.max(initial=0.0)))[1] - VALUE_BITS)
-    divisor = float(2**shift)
-    alive = np.flatnonzero(flat_high > 0)
-    below = np.floor(flat_low[alive] / divisor) * divisor
-    above = np.ceil(flat_high[alive] / divisor) * divisor
+    ends = rectifier_ends(low, high)
+    alive = ends.alive
     form = value.form.reshape(value.form.shape[0], -1)[:, alive]
-    rows = builder.add_rectifiers(
-        name, alive, form, below.astype(np.int64), above.astype(np.int64), int(divisor), value.slack.reshape(-1)[alive]
-    )
-    result = np.zeros((builder.rows, flat_low.size))
+    rows = builder.add_rectifiers(name, alive, form, ends.low, ends.high, 1 << ends.shift, value.slack.reshape(-1)[alive])
+    result = np.zeros((builder.rows, low.size))
     result[rows, alive] = 1.0
-    return RealForm(result.reshape(builder.rows, *value.slack.shape), np.zeros(value.slack.shape), value.bits - shift)
+    return RealForm(result.reshape(builder.rows, *value.slack.shape), np.zeros(value.slack.shape), value.bits - ends.shift)
 
 
 RULES: dict[type, Callable[[Builder, Any, list[RealForm]], RealForm]] = {
-    RealDense: lambda builder, node, values: _dense(builder, node, values[0]),
-    RealConvolution: lambda builder, node, values: _convolution(builder, node, values[0]),
-    RealAverage: lambda builder, node, values: _average(builder, node, values[0]),
-    RealScale: lambda builder, node, values: _scale(builder, node, values[0]),
+    RealDense: lambda builder, node, values: _affine(builder, node, values[0]),
+    RealConvolution: lambda builder, node, values: _affine(builder, node, values[0]),
+    RealAverage: lambda builder, node, values: _affine(builder, node, values[0]),
+    RealScale: lambda builder, node, values: _affine(builder, node, values[0]),
     Relu: lambda builder, node, values: rectified(builder, node.name, values[0], *values[0].range(builder)),
     Add: lambda builder, node, values: _add(builder, values),
     Max: lambda builder, node, values: _max(builder, node, values[0]),

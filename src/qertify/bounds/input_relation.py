@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qertify.bounds.builder import Builder
-from qertify.bounds.fixed_point import RealForm
 from qertify.errors import InvalidInputError
 from qertify.network.tensor import BoolArray, FloatArray, IntegerArray
 from qertify.specification.region import IntegerBox
@@ -43,15 +41,33 @@ class InputRelation:
     clamped_high: BoolArray
 
 
-def input_form(builder: Builder, relation: InputRelation, codes: FloatArray, box: IntegerBox) -> tuple[RealForm, IntegerArray]:
-    """x as a form.
+@dataclass(frozen=True, slots=True, eq=False)
+class InputTerms:
+    """x in fixed point: x · 2^bits = factor · code + constant + error ± slack, all integers.
 
-    Args:
-        builder: holds one input for each code that varies, and nothing else.
-        codes: the form of the codes. box: their ranges.
+    Attributes:
+        factor, constant, slack, low, high: of the input's shape; the error lies in low … high.
+        pairs: int64 (m, 2), codes and errors that are coupled: positions among the codes that vary, followed by the errors
+            that vary. corners: (m, 8, 2), of their values; codes are counted from the middle of the box.
+    """
 
-    Returns:
-        the form, and the flat positions whose error varies, in the order of the errors among the builder's inputs.
+    factor: FloatArray
+    constant: FloatArray
+    slack: FloatArray
+    low: FloatArray
+    high: FloatArray
+    pairs: IntegerArray
+    corners: FloatArray
+    bits: int
+
+    @property
+    def error_index(self) -> IntegerArray:
+        """Flat positions whose error varies."""
+        return np.flatnonzero(self.low < self.high)
+
+
+def input_terms(relation: InputRelation, box: IntegerBox) -> InputTerms:
+    """x over a box of codes.
 
     Raises:
         InvalidInputError: a code of the box with which no x goes.
@@ -94,11 +110,10 @@ def input_form(builder: Builder, relation: InputRelation, codes: FloatArray, box
     )
     low, high = corners[..., 1].min(axis=1), corners[..., 1].max(axis=1)
     code_varies, error_varies = (box.low < box.high).reshape(-1), low < high
-    form = codes * factor
-    form[0] += constant
-    form = builder.add_errors(form.reshape(len(form), -1), low.astype(np.int64), high.astype(np.int64))
     both = code_varies & error_varies
     first, second = np.cumsum(code_varies) - 1, np.count_nonzero(code_varies) + np.cumsum(error_varies) - 1
-    if both.any():
-        builder.couple(np.stack([first[both], second[both]], axis=1), corners[both])
-    return RealForm(form.reshape(-1, *box.low.shape), slack.reshape(box.low.shape), bits), np.flatnonzero(error_varies)
+    shape = box.low.shape
+    return InputTerms(
+        factor, constant, slack, low.reshape(shape), high.reshape(shape),
+        np.stack([first[both], second[both]], axis=1), corners[both], bits,
+    )  # fmt: skip

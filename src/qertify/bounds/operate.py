@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qertify.bounds.builder import TABLE_LIMIT
-from qertify.bounds.operator_builder import OperatorBuilder, coefficients
+from qertify.bounds.operator_builder import Ends, OperatorBuilder, coefficients
 from qertify.bounds.operators import (
     AddOperator,
     Challenge,
@@ -39,6 +39,7 @@ from qertify.network.nodes import (
     Rearrange,
     Staircase,
     Table,
+    Window,
 )
 from qertify.network.ranges import Range
 from qertify.network.staircase import gap_of
@@ -153,33 +154,46 @@ def _staircase(to: Lowering, node: Staircase) -> None:
 
 def _max(to: Lowering, node: Max) -> None:
     (source,) = node.inputs
-    low, high = to.range_of(source)
-    position = np.arange(low.size).reshape(1, *to.network.shapes[source])
-    members = windows(position, node.window, fill=-1)[0]
+
+    def add_units(down: IntegerArray, up: IntegerArray) -> int:
+        if int(up.max(initial=0)) > MAX_LEVELS:
+            reason = f"elements that differ by more than {MAX_LEVELS} are not supported by the bounds"
+            raise UnsupportedModelError(node.name, "Max", None, reason)
+        row = to.builder.levels.add_row(np.arange(1, int(up.max(initial=0)) + 1), 0)
+        return to.builder.add_units([Unit("", -1)] * up.size, (down, up), (np.zeros_like(up), up), np.full(up.size, row))
+
+    to.builder.steps.append(
+        max_operator(*to.names(node), node.window, to.network.shapes[source], to.range_of(source), add_units)
+    )
+
+
+def max_operator(
+    name: str, inputs: tuple[str, ...], window: Window, shape: tuple[int, ...], ends: Ends, add_units: Callable[..., int]
+) -> MaxOperator:
+    """The operator of a maximum.
+
+    Args:
+        shape, ends: of the input; the ranges are flat integers.
+        add_units: adds units max(difference, 0), from the least and greatest differences; returns the first's number.
+    """
+    low, high = ends
+    members = windows(np.arange(low.size).reshape(1, *shape), window, fill=-1)[0]
     members = members.reshape(-1, members.shape[3] * members.shape[4])
-    order = np.argsort(np.where(members >= 0, -high[members], np.iinfo(np.int64).max), axis=1, kind="stable")
+    order = np.argsort(np.where(members >= 0, -high[members], np.inf), axis=1, kind="stable")
     members = np.take_along_axis(members, order, axis=1)
     leader = members[:, 0]
     least, greatest = low[leader], high[leader]
     challenges: list[Challenge] = []
+    pick = torch.from_numpy
     for column in members[:, 1:].T:
         down, up = low[column] - greatest, high[column] - least
         wins = np.flatnonzero((column >= 0) & (down >= 0))
         open_ = np.flatnonzero((column >= 0) & (down < 0) & (up > 0))
-        reach = up[open_]
-        if reach.size and int(reach.max()) > MAX_LEVELS:
-            reason = f"elements that differ by more than {MAX_LEVELS} are not supported by the bounds"
-            raise UnsupportedModelError(node.name, "Max", None, reason)
-        row = to.builder.levels.add_row(np.arange(1, int(reach.max(initial=0)) + 1), 0)
-        units = [Unit("", -1)] * open_.size
-        values = np.zeros_like(reach), reach
-        first = to.builder.add_units(units, (down[open_], reach), values, np.full(open_.size, row))
-        pick = torch.from_numpy
+        first = add_units(down[open_], up[open_])
         challenges.append(Challenge(pick(wins), pick(column[wins]), pick(open_), pick(column[open_]), first))
         least = np.where(column >= 0, np.maximum(least, low[column]), least)
         greatest = np.where(column >= 0, np.maximum(greatest, high[column]), greatest)
-    name, (read,) = to.names(node)
-    to.builder.steps.append(MaxOperator(name, read, low.size, torch.from_numpy(leader), tuple(challenges)))
+    return MaxOperator(name, inputs[0], low.size, pick(leader.copy()), tuple(challenges))
 
 
 def _table(to: Lowering, node: Table) -> None:

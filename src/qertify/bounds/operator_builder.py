@@ -172,4 +172,4 @@ def _joined(pairs: list[Ends]) -> tuple[Tensor, Tensor]:
 
 
 def coefficients(values: IntegerArray | FloatArray) -> Coefficients:
-    return Coefficients(torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)))
+    return Coefficients(torch.from_numpy(np.array(values, dtype=np.float64)))

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from qertify.bounds.passes import Coefficients, Fill, Pass, scatter
 from qertify.network.nodes import Convolution, Dense, Linear, PoolSum, Window
+from qertify.network.real import RealAverage, RealConvolution, RealDense, RealLinear
 
 Shape = tuple[int, ...]
 
@@ -61,7 +62,7 @@ class LinearOperator:
 
     name: str
     source: str
-    node: Linear
+    node: Linear | RealLinear
     weight: Coefficients
     bias: Coefficients
     zero_point: Coefficients
@@ -71,7 +72,7 @@ class LinearOperator:
     def forward(self, state: Pass) -> None:
         value = state.minus(state.values[self.source], self.zero_point.form(state.mode))
         weight, bias = self.weight.form(state.mode), self.bias.form(state.mode)
-        if isinstance(self.node, Dense):
+        if isinstance(self.node, Dense | RealDense):
             state.put(self.name, value @ weight.T + bias)
             return
         window = self.node.window
@@ -86,7 +87,7 @@ class LinearOperator:
         if above is None:
             return
         weight = self.weight.form(state.mode)
-        if isinstance(self.node, Dense):
+        if isinstance(self.node, Dense | RealDense):
             state.add(self.source, above @ weight)
             return
         window = self.node.window
@@ -96,9 +97,9 @@ class LinearOperator:
         state.add(self.source, _crop(spread, window, self.before).flatten(1))
 
 
-def groups_of(node: Convolution | PoolSum, before: Shape) -> int:
+def groups_of(node: Convolution | PoolSum | RealConvolution | RealAverage, before: Shape) -> int:
     """A pool sum is a convolution channel by channel."""
-    return before[0] if isinstance(node, PoolSum) else node.groups
+    return before[0] if isinstance(node, PoolSum | RealAverage) else node.groups
 
 
 def _crop(spread: Tensor, window: Window, before: Shape) -> Tensor:
@@ -383,6 +384,6 @@ def _moved(item: Any, device: str) -> Any:
         return tuple(_moved(part, device) for part in item)
     if isinstance(item, Coefficients):
         return Coefficients(item.exact.to(device))
-    if is_dataclass(item) and not isinstance(item, type) and not isinstance(item, Dense | Convolution | PoolSum):
+    if is_dataclass(item) and not isinstance(item, type) and not isinstance(item, Linear | RealLinear):
         return replace(item, **{each.name: _moved(getattr(item, each.name), device) for each in fields(item)})
     return item

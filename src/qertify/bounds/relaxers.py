@@ -10,6 +10,9 @@ from qertify.bounds.dual import Domains
 from qertify.bounds.interior_point import Relaxation
 from qertify.bounds.program import Program
 
+ROOT_ITERATIONS = 25
+"""Interior-point steps for bounds that are an answer by themselves."""
+
 
 class Relaxer(Protocol):
     """Proposes multipliers for batches of domains of one program."""
@@ -29,3 +32,10 @@ def batch_of(program: Program) -> int:
     if program.operators is not None:
         return max(2, first_order.ENTRIES // count)
     return max(2, interior_point.NORMAL_LIMIT // (2 * count**2))
+
+
+def relax_well(relaxer: Relaxer, domains: Domains, accuracy: float = interior_point.ACCURACY) -> Relaxation:
+    """With more steps than domains of a tree get; an interior-point method also ends at another accuracy."""
+    if isinstance(relaxer, interior_point.InteriorPoint):
+        return relaxer.relax(domains, ROOT_ITERATIONS, accuracy)
+    return relaxer.relax(domains)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from qertify.bounds.difference import Joint, compile_difference
 from qertify.bounds.dual import prove
-from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.pairing import find_pairs
+from qertify.bounds.relaxers import relax_well, relaxer_of
 from qertify.errors import ReplayError
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
@@ -42,7 +42,7 @@ SAMPLES = 24
 ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
 ENUMERATION_CHUNK = 1 << 12
-ROOT_ITERATIONS, ROOT_ACCURACY = 25, 0.01
+ROOT_ACCURACY = 0.01
 ATTACK_SECONDS = 5.0
 FIRST_EXCESS = Fraction(1, 50)
 """Relative distance to what is attained that the first search for the least delta aims at."""
@@ -203,15 +203,8 @@ class _Search:
         left = inputs.stand_for(codes).astype(np.float64) if isinstance(query.original, RealNetwork) else codes
         alone = self._options.method is Method.ILP and not self._options.coupled
         pairs = () if alone else find_pairs(query.original, query.quantized, left, codes)
-        joint = compile_difference(
-            query.original,
-            query.quantized,
-            box,
-            inputs.relation if isinstance(query.original, RealNetwork) else None,
-            pairs,
-            self._classes if query.top1 else self._differences,
-            self._late,
-        )
+        rows, dense = self._classes if query.top1 else self._differences, self._options.method is Method.ILP or None
+        joint = compile_difference(query.original, query.quantized, box, inputs.relation, pairs, rows, self._late, dense)
         self._say(f"joint program: {len(joint.program.units)} units and rows, {len(pairs)} pair(s) of layers")
         return joint
 
@@ -220,7 +213,7 @@ class _Search:
         if self._options.method is Method.ILP:
             self._solve(joint)
             return
-        self._relaxer = InteriorPoint(joint.program, self._late)
+        self._relaxer = relaxer_of(joint.program, self._late)
         if self._query.top1:
             self._decide_class(joint)
         else:
@@ -264,7 +257,7 @@ class _Search:
         if query.delta is not None:
             allowed = query.delta - self._margin
             domains.limit[:] = torch.tensor([float(rows.limit(row, allowed, bits)) for row, _ in every], dtype=torch.float64)
-        relaxation = self._relaxer.relax(domains, ROOT_ITERATIONS, ROOT_ACCURACY)
+        relaxation = relax_well(self._relaxer, domains, ROOT_ACCURACY)
         margins = prove(program, domains, relaxation.multipliers).margin
         bounds = [
             max(rows.difference(row, bound, bits), Fraction(0)) if np.isfinite(bound) else None
@@ -337,7 +330,7 @@ class _Search:
         open_ = [case for case, here in zip(cases, possible.tolist(), strict=True) if here]
         if open_:
             domains = domains.pick(possible)
-            relaxation = self._relaxer.relax(domains, ROOT_ITERATIONS)
+            relaxation = relax_well(self._relaxer, domains)
             margins = prove(program, domains, relaxation.multipliers).margin
             open_ = [case for case, margin in zip(open_, margins.tolist(), strict=True) if margin < 0]
             self._candidates(joint, relaxation.inputs, domains.objective)
@@ -377,7 +370,8 @@ class _Search:
             return found()
 
         gains = Gains(program)  # while squeezing, a leaf's own bound is good enough, and costs nothing
-        leaf = open_leaf if squeezing else partial(close_leaf, self._programs(joint, coupled=True), deadline)
+        solver = None if squeezing or program.operators is not None else self._programs(joint, coupled=True)
+        leaf = open_leaf if solver is None else partial(close_leaf, solver, deadline)
         tree = BranchAndBound(program, OneLevel(), cases, replay, leaf, memory=options.memory, gains=gains)
         last = time.monotonic()
 

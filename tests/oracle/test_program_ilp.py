@@ -15,7 +15,6 @@ from qertify.bounds.program import Program
 from qertify.ilp.model import Status
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
-from qertify.network.real import RealNetwork
 from qertify.options import Method, Options
 from qertify.queries.equivalence import Equivalence, equivalence
 from qertify.result import Evidence, Reason

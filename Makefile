@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/qertify demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff check .

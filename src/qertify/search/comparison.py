@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from qertify.errors import InvalidInputError
+from qertify.errors import InvalidInputError, UnsupportedModelError
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
@@ -56,6 +56,11 @@ class EquivalenceQuery:
             raise InvalidInputError(f"the networks read inputs of shapes {left.input_shape} and {right.input_shape}")
         if left.output_size != right.output_size:
             raise InvalidInputError(f"the networks have {left.output_size} and {right.output_size} outputs")
+        for network in (left, right):
+            kind = network.metadata.get("output", "values")
+            if not self.top1 and kind not in ("values", "dequantized", "codes"):
+                reason = f"a difference of outputs needs scores, this model returns their {kind}; cut that off, or ask for --top1"
+                raise UnsupportedModelError(network.output.name, kind, "output", reason)
         if self.delta is not None and self.delta <= 0:
             raise InvalidInputError(f"delta {self.delta} must be positive")
         if self.delta is not None and self.top1:

@@ -23,7 +23,8 @@ from qertify.importers.onnx_context import (
     window_of,
 )
 from qertify.importers.onnx_file import GraphNode, is_quantized, read_graph, read_model
-from qertify.importers.onnx_moves import MOVES
+from qertify.importers.onnx_folding import fold
+from qertify.importers.onnx_moves import MOVES, along_window, reduced_axes
 from qertify.network.nodes import Window
 from qertify.network.real import RealNetwork
 from qertify.network.tensor import FloatArray
@@ -80,6 +81,8 @@ def load_float_onnx(path: str | os.PathLike[str], input_shape: Sequence[int] | N
         lowering = FloatLowering(graph, RealBuilder())
         lowering.values[graph.input] = lowering.builder.input(graph.input, graph.input_shape)
         for node in graph.nodes:
+            if fold(lowering, node):
+                continue
             if node.op not in OPERATORS:
                 raise UnsupportedModelError(node.name, node.op, None, "only piecewise linear float operators are read")
             if not node.outputs or not node.outputs[0]:
@@ -177,17 +180,17 @@ def _average_pool(lowering: FloatLowering, node: GraphNode) -> Value:
     return _on_image(lowering, node, x, pool)
 
 
-def _global_pool(lowering: FloatLowering, node: GraphNode, average: bool) -> Value:
+def _whole_average(lowering: FloatLowering, node: GraphNode) -> Value:
+    """ReduceMean, or GlobalAveragePool over everything but the channels."""
     x = lowering.real(node, 0)
-    builder = lowering.builder
+    pool, rank = node.op == "GlobalAveragePool", len(x.shape)
+    axes = tuple(range(1, rank)) if pool else reduced_axes(lowering, node, rank)
 
-    def pool(image: Codes) -> Codes:
-        window = Window((image.shape[1], image.shape[2]))
-        if not average:
-            return builder.max_pool(node.name, image, window)
-        return builder.average(node.name, image, window, averaged_elements(image.shape, window, True))
+    def average(row: Codes) -> Codes:
+        window = Window((1, row.shape[2]))
+        return lowering.builder.average(node.name, row, window, averaged_elements(row.shape, window, True))
 
-    return _on_image(lowering, node, x, pool)
+    return along_window(lowering, node, x, axes, pool or bool(attribute(node, "keepdims", 1)), average)
 
 
 def _batch_normalization(lowering: FloatLowering, node: GraphNode) -> Value:
@@ -307,8 +310,8 @@ OPERATORS: dict[str, Callable[[Any, GraphNode], Value]] = {
     "MatMul": _matmul,
     "Conv": _convolution,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": partial(_global_pool, average=True),
-    "GlobalMaxPool": partial(_global_pool, average=False),
+    "GlobalAveragePool": _whole_average,
+    "ReduceMean": _whole_average,
     "BatchNormalization": _batch_normalization,
     "Relu": _relu,
     "LeakyRelu": _leaky_relu,

@@ -39,13 +39,13 @@ class Graph:
 
     Attributes:
         nodes: in topological order.
-        constants: initializers and the values of Constant nodes.
+        constants: initializers and the values of Constant nodes; what an importer folds is added.
         input_shape, input_dtype: of one element of the batch; the dtype is float32, uint8 or int8.
         opset: version of the default domain.
     """
 
     nodes: tuple[GraphNode, ...]
-    constants: Mapping[str, Constant]
+    constants: dict[str, Constant]
     input: str
     input_shape: tuple[int, ...]
     input_dtype: np.dtype[Any]

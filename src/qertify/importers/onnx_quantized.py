@@ -18,6 +18,7 @@ from qertify.importers.islands import Island, scores
 from qertify.importers.lowering import Builder, Codes
 from qertify.importers.onnx_context import Decision, Lowering, Real, Sum, Value, require_default
 from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, is_quantized, read_graph, read_model
+from qertify.importers.onnx_folding import fold
 from qertify.importers.onnx_islands import ISLANDS, as_island, dequantized_constant
 from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_operators import OPERATORS
@@ -131,7 +132,8 @@ def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Ne
     for node in graph.nodes:
         try:
             if failed.isdisjoint(node.inputs):
-                _lower(lowering, node)
+                if not fold(lowering, node):
+                    _lower(lowering, node)
                 continue
         except UnsupportedModelError as error:
             failures.append(error)

@@ -18,10 +18,9 @@ import torch
 
 from qertify.bounds.difference_range import LINK_PARTS, linked_difference, value_difference
 from qertify.bounds.dual import Domains, prove
-from qertify.bounds.first_order import ENTRIES
 from qertify.bounds.forms import Bounds, DenseForms, Forms, Mixture, OutputRows, Value
 from qertify.bounds.input_relation import InputRelation
-from qertify.bounds.interior_point import first_multipliers
+from qertify.bounds.interior_point import initial_multipliers
 from qertify.bounds.operator_forms import OperatorForms
 from qertify.bounds.program import Program
 from qertify.bounds.sides import Pair, QuantizedSide, RealSide
@@ -33,8 +32,8 @@ from qertify.specification.region import IntegerBox
 
 SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
-BATCH = 128
-"""Paired accumulators whose ranges are tightened together, in matrices."""
+BATCH, ENTRIES = 128, 1 << 19
+"""Most paired accumulators, and objectives times units, whose ranges are tightened together."""
 DENSE_LIMIT = 3000
 """Most activations of both networks together for matrices."""
 
@@ -177,7 +176,7 @@ def _tighten(
         if not elements.size:
             continue
         low, high = (bound.copy() for bound in bounds[index])
-        for part in np.split(elements, range(BATCH, elements.size, BATCH)) if forms.knows_differences else [elements]:
+        for part in np.split(elements, range(BATCH, elements.size, BATCH)):
             if late():
                 return
             low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, late)
@@ -191,14 +190,19 @@ def _tightened(
     fork = forms.fork()
     fork.add_rows(mixture, part, low, high)
     program = fork.finish()
-    best = torch.from_numpy(np.stack([low, -high], axis=1).reshape(-1))
-    for rows in torch.arange(len(best)).split(max(2, ENTRIES // len(program.units))):
+    best = torch.from_numpy(np.stack([low, -high]))
+    for rows in torch.arange(part.size).split(max(1, ENTRIES // len(program.units))):
         if late():
             break
-        objective = torch.zeros(len(rows), len(program.units), dtype=torch.float64)
-        objective[torch.arange(len(rows)), forms.units + rows // 2] = (1 - 2 * (rows % 2)).double()
-        domains = Domains(program.low.expand(len(rows), -1), program.high.expand(len(rows), -1), objective, best[rows])
-        bound = prove(program, domains, first_multipliers(program, domains)).margin + best[rows]
-        best[rows] = torch.maximum(best[rows], bound)
-    found = best.numpy().reshape(-1, 2)
-    return found[:, 0], -found[:, 1]
+        count = len(rows)
+        objective = torch.zeros(count, len(program.units), dtype=torch.float64)
+        objective[torch.arange(count), forms.units + rows] = 1.0
+        low_, high_ = (bound.expand(count, -1) for bound in (program.low, program.high))
+        given = Domains(low_, high_, objective, best[0, rows])
+        for following in (False, True)[: 1 if program.follows is None else 2]:
+            multipliers = initial_multipliers(program, given, following)
+            for side, sign in enumerate((1.0, -1.0)):
+                domains = Domains(low_, high_, sign * objective, best[side, rows])
+                bound = prove(program, domains, sign * multipliers).margin + best[side, rows]
+                best[side, rows] = torch.maximum(best[side, rows], bound)
+    return best[0].numpy(), -best[1].numpy()

@@ -49,7 +49,7 @@ class Domains:
     def __len__(self) -> int:
         return self.limit.shape[0]
 
-    def pick(self, index: Tensor) -> Domains:
+    def pick(self, index: Tensor | slice) -> Domains:
         """A sub-batch, by positions or mask."""
         return Domains(self.low[index], self.high[index], self.objective[index], self.limit[index])
 
@@ -72,6 +72,9 @@ def corners(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor
     Returns:
         z and y, both (batch, N, 8).
     """
+    if len(low) > 1 and low.stride(0) == high.stride(0) == 0:  # one domain again and again
+        z, y = corners(program, low[:1], high[:1])
+        return z.expand(len(low), -1, -1), y.expand(len(low), -1, -1)
     first, last = program.values(low), program.values(high)
     picked = (first, torch.minimum(first + 1, last), torch.maximum(last - 1, first), last)
     left = [torch.maximum(program.threshold(value), low) for value in picked]
@@ -101,7 +104,7 @@ def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers:
     total = domains.objective * scale + multipliers
     inputs, slope = program.products(total)
     result = total @ program.constant
-    result = result + (inputs * program.least_point(inputs)).sum(-1)
+    result = result + program.least_inputs(inputs)
     if program.slack is not None:
         result = result - total.abs() @ program.slack
     return result + _unit_terms(program, slope, multipliers, z, y).sum(-1)
@@ -109,9 +112,14 @@ def value(program: Program, domains: Domains, z: Tensor, y: Tensor, multipliers:
 
 def _unit_terms(program: Program, slope: Tensor, multipliers: Tensor, z: Tensor, y: Tensor) -> Tensor:
     """min over z of a·σ(z) − λ·z for every unit, (batch, N), from its corners."""
-    least = (slope[..., None] * y - multipliers[..., None] * z).amin(-1)
+    if z.stride(0) == y.stride(0) == 0:  # one domain again and again
+        z, y = z[:1], y[:1]
     crowded = (y[..., 3] - y[..., 0] > 3) & (program.unevenness > 0)
-    return least - torch.where(crowded, multipliers.abs() * program.unevenness, 0.0)
+    corner, *others = zip(z.movedim(-1, 0).contiguous(), y.movedim(-1, 0).contiguous(), strict=True)
+    least = slope * corner[1] - multipliers * corner[0]
+    for corner in others:
+        least = torch.minimum(least, slope * corner[1] - multipliers * corner[0])
+    return least - torch.where(crowded, multipliers.abs() * program.unevenness.to(least.dtype), 0)
 
 
 def magnitude(program: Program, domains: Domains, multipliers: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -170,13 +178,10 @@ def _wide_value(program: Program, domains: Domains, z: Tensor, y: Tensor, multip
     total = (domains.objective.long() << bits[:, None]) + multipliers
     inputs, slope, exact = _wide_products(program, total)
     result = (total * program.constant.long()).sum(-1)
-    result += (inputs * program.least_point(inputs)).sum(-1)
+    result += program.least_inputs(inputs)
     if program.slack is not None:
         result -= (total.abs() * program.slack.long()).sum(-1)
-    z, y = z.long(), y.long()
-    least = (slope[..., None] * y - multipliers[..., None] * z).amin(-1)
-    crowded = (y[..., 3] - y[..., 0] > 3) & (program.unevenness > 0)
-    result += (least - torch.where(crowded, multipliers.abs() * program.unevenness.long(), 0)).sum(-1)
+    result += _unit_terms(program, slope, multipliers, z.long(), y.long()).sum(-1)
     return torch.where(exact, -((-result) >> bits).double(), -torch.inf)
 
 
@@ -204,5 +209,6 @@ def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple
     bound = torch.full_like(domains.limit, -torch.inf)
     for rows, evaluate in ((proved & ~wide, _narrow), (proved & wide, _wide_value)):
         if bool(rows.any()):
-            bound[rows] = evaluate(program, domains.pick(rows), z[rows], y[rows], rounded[rows], bits[rows])
+            part = slice(None) if bool(rows.all()) else rows  # everything is not copied
+            bound[part] = evaluate(program, domains.pick(part), z[part], y[part], rounded[part], bits[part])
     return Proof(rounded, bits, bound - domains.limit - 1)

@@ -178,6 +178,20 @@ class Program:
         """Class → position of its accumulator among the units."""
         return {unit.label: position for position, unit in enumerate(self.units) if unit.label is not None}
 
+    def least_inputs(self, cost: Tensor) -> Tensor:
+        """min over the inputs of cost·x, (batch,), as integers if the cost, (batch, n), is of integers."""
+        low, high = self.input_low.to(cost.dtype), self.input_high.to(cost.dtype)
+        least = torch.minimum(cost * low, cost * high)
+        if self.coupled is None or self.coupled_corners is None:
+            return least.sum(-1)
+        first, second = (cost[:, position] for position in self.coupled.T)
+        corners = self.coupled_corners.to(cost.dtype).permute(1, 2, 0)
+        best = first * corners[0, 0] + second * corners[0, 1]
+        for corner in corners[1:]:
+            best = torch.minimum(best, first * corner[0] + second * corner[1])
+        least[:, self.coupled.reshape(-1)] = 0
+        return least.sum(-1) + best.sum(-1)
+
     def least_point(self, cost: Tensor) -> Tensor:
         """Where cost·x is least over the inputs, (batch, n), for a cost (batch, n)."""
         x = torch.where(cost > 0, self.input_low, self.input_high).to(cost.dtype)

@@ -40,9 +40,11 @@ BAB = Options(method=Method.BAB, timeout=20)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is found before the search, which is shared at once."""
     monkeypatch.setattr(engine, "ENUMERATION_LIMIT", 0)
-    for name in ("sample", "attack_differences", "refine_differences", "attack_classes"):
+    for name in ("sample", "attack_classes"):
         monkeypatch.setattr(engine, name, lambda *_: None)
-    monkeypatch.setattr(engine, "ROOT_ITERATIONS", 1)
+    for name in ("begin", "go_on"):
+        monkeypatch.setattr(engine.DifferenceAttack, name, lambda *_: None)
+    monkeypatch.setattr("qertify.bounds.relaxers.ROOT_ITERATIONS", 1)
     for name in ("FIRST_SECONDS", "FIRST_NODES", "FIRST_LIMIT", "LEAST_AGE"):
         monkeypatch.setattr(sharing, name, 0)
     monkeypatch.setattr(sharing, "FIRST_BUDGET", 0.002)
@@ -130,7 +132,7 @@ def test_a_program_of_two_networks_survives_a_journey() -> None:
     inputs = interval(right, np.array([Fraction(-1, 20)] * 2, dtype=object), np.array([Fraction(1, 3)] * 2, dtype=object))
     query = EquivalenceQuery(left, right, inputs, delta=Fraction(1, 100))
     asked = engine._Search(query, Judge(query), Fraction(0), BAB, lambda _: None, None, SolverProcesses(), None)
-    old = asked._compile().program
+    old = asked._compile(coupled=True).program
     assert old.divisor is not None
     assert old.slack is not None
     assert old.coupled is not None

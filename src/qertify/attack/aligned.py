@@ -57,13 +57,10 @@ class Aligner:
         program: with dense matrices; others are not supported, see `supports`.
         rows: makes the solver.
         generator: of random roundings and moves.
-        late: asked in between; the search ends when it is true.
     """
 
-    def __init__(
-        self, program: Program, rows: RowsOf, generator: torch.Generator, late: Callable[[], bool] = lambda: False
-    ) -> None:
-        self._program, self._generator, self._late = program, generator, late
+    def __init__(self, program: Program, rows: RowsOf, generator: torch.Generator) -> None:
+        self._program, self._generator = program, generator
         self._stairs, self._first = _staircases(program), _first_staircases(program)
         self._matrix = program.input_matrix[self._first]
         self._constant = program.constant[self._first]
@@ -77,11 +74,14 @@ class Aligner:
             return False
         return 0 < len(_first_staircases(program)) * len(program.input_low) <= SIZE_LIMIT
 
-    def starts(self, x: Tensor, objective: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def starts(
+        self, x: Tensor, objective: Tensor, steps: int, late: Callable[[], bool] = lambda: False
+    ) -> tuple[Tensor, Tensor]:
         """Signed gradients on lines through the steps, all moved in the favourable direction by half a step.
 
         Args:
             x: (batch, n) inside the box. objective: (batch, N), to be minimised as objective·z.
+            late: asked at every step.
 
         Returns:
             the best points, (batch, n), and what the objective would be if all steps could be aligned, (batch,).
@@ -96,7 +96,7 @@ class Aligner:
 
         best_x, best = x, torch.full((len(x),), torch.inf, dtype=x.dtype)
         for step in range(steps):
-            if self._late():
+            if step and late():
                 break
             z = program.forward(x, lines)
             reached = (objective * z).sum(-1)
@@ -109,18 +109,18 @@ class Aligner:
             x = program.inside_box(x - stride * moved * (total @ program.input_matrix).sign())
         return best_x, best
 
-    def climb(self, x: Tensor, objective: Tensor) -> Tensor:
+    def climb(self, x: Tensor, objective: Tensor, late: Callable[[], bool] = lambda: False) -> Tensor:
         """From cell to better cell.
 
         Args:
-            x: (n,), real numbers or integers in the box. objective: (N,).
+            x: (n,), real numbers or integers in the box. objective: (N,). late: asked at every linear program.
 
         Returns:
             integer points inside the box, (k, n), the best one first; none if there is no time for one.
         """
         best, vertex = torch.inf, None
         for _ in range(CLIMBS):
-            if self._late():
+            if late():
                 break
             z, y = forward(self._program, x[None])
             found = self._vertex(z, y, objective)

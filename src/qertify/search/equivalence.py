@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection
 from fractions import Fraction
@@ -19,7 +20,6 @@ from qertify.errors import ReplayError
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
-from qertify.network.real_error import float64_error
 from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
@@ -30,7 +30,8 @@ from qertify.search.branching import Gains
 from qertify.search.comparison import EquivalenceQuery, Finding, Judge, text_of
 from qertify.search.difference_rows import ClassRows, DifferenceRows
 from qertify.search.domains import root_domains
-from qertify.search.equivalence_attack import attack_classes, attack_differences, polish, refine_differences, sample
+from qertify.search.equivalence_attack import DifferenceAttack, attack_classes, polish, sample
+from qertify.search.equivalence_grid import enumerate_grid
 from qertify.search.equivalence_ilp import JointSolver, close_leaf, real_inputs
 from qertify.search.leaf import open_leaf
 from qertify.search.portfolio import one_thread
@@ -41,7 +42,6 @@ from qertify.specification.splitting import OneLevel
 SAMPLES = 24
 ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
-ENUMERATION_CHUNK = 1 << 12
 ROOT_ACCURACY = 0.01
 ATTACK_SECONDS = 5.0
 FIRST_EXCESS = Fraction(1, 50)
@@ -98,13 +98,13 @@ class _Search:
     def _late(self) -> bool:
         return self._stopped() or (self._deadline is not None and time.monotonic() > self._deadline)
 
-    def _pause(self) -> Callable[[], bool]:
-        """Whether a fifth of the time that is left now, or `ATTACK_SECONDS`, is over."""
-        now = time.monotonic()
-        until = now + ATTACK_SECONDS
-        if self._deadline is not None:
-            until = min(until, now + (self._deadline - now) / 5)
-        return lambda: time.monotonic() > until
+    def _left(self) -> float:
+        """Seconds until the deadline."""
+        return math.inf if self._deadline is None else self._deadline - time.monotonic()
+
+    def _share(self) -> float:
+        """Seconds for an attack: a fifth of the time that is left, or `ATTACK_SECONDS`."""
+        return min(ATTACK_SECONDS, self._left() / 5)
 
     def _say(self, line: str) -> None:
         self._finding.explanation.append(line)
@@ -147,50 +147,16 @@ class _Search:
 
     def _enumerate(self) -> bool:
         """Every input of a small grid; False if it is not small."""
-        query, finding = self._query, self._finding
-        box, inputs = query.inputs.box, query.inputs
+        inputs = self._query.inputs
         exhaustive = self._options.method in (Method.AUTO, Method.BAB)
-        if not (inputs.is_grid and exhaustive and self._exact and box.size <= ENUMERATION_LIMIT):
+        if not (inputs.is_grid and exhaustive and self._exact and inputs.box.size <= ENUMERATION_LIMIT):
             return False
-        chosen = list(query.outputs)
-        error = np.zeros(query.quantized.output_size)
-        if isinstance(query.original, RealNetwork):
-            ends = inputs.stand_for(np.stack([box.low, box.high])).astype(np.float64)
-            error = float64_error(query.original, ends[0], ends[1])[query.original.output.name].reshape(-1)
-        agree = True
-        for start in range(0, box.size, ENUMERATION_CHUNK):
-            if self._late():
-                return True
-            codes = box.points(start, start + ENUMERATION_CHUNK)
-            x = inputs.stand_for(codes)
-            left, right = self._judge.estimates(x, codes)
-            allowance = error + 1e-12 * (np.abs(left) + np.abs(right))
-            size = (np.abs(left - right) + allowance)[:, chosen].max(axis=1)
-            for row in np.flatnonzero(size > float(self._judge.attained)):
-                if size[row] > float(self._judge.attained):
-                    self._judge.consider(x[row], codes[row])
-            if query.top1:
-                top = np.sort(left, axis=1)
-                doubtful = (top[:, -1] - top[:, -2]) <= 4 * (allowance.max(axis=1) + float(self._margin))
-                for row in np.flatnonzero(doubtful | (left.argmax(axis=1) != right.argmax(axis=1))):
-                    outputs = self._judge.exactly(x[row], codes[row])
-                    self._judge.compare(x[row], codes[row], outputs)
-                    agree = agree and outputs.agree(self._margin)
-                    if self._judge.disagreement is not None:
-                        break
-            if self._refuted():
-                break
-        else:
-            finding.bound, finding.evidence = self._judge.attained + self._margin, Evidence.EXACT_SEARCH
-            if query.top1:
-                finding.proved = agree
-            elif query.delta is not None:
-                finding.proved = finding.bound <= query.delta
-        finding.method = "enumeration"
-        self._say(f"enumeration: {box.size} inputs, largest difference {float(self._judge.attained):.6g}")
+        enumerate_grid(self._judge, self._finding, self._margin, self._late, self._refuted)
+        self._say(f"enumeration: {inputs.box.size} inputs, largest difference {float(self._judge.attained):.6g}")
         return True
 
-    def _compile(self) -> Joint:
+    def _compile(self, coupled: bool) -> Joint:
+        """The joint program, with rows for the difference of what corresponds, if that is wanted."""
         query = self._query
         box, inputs = query.inputs.box, query.inputs
         random = np.random.default_rng(self._options.seed)
@@ -201,23 +167,33 @@ class _Search:
         )
         codes = np.clip(codes, query.quantized.input.low, query.quantized.input.high)
         left = inputs.stand_for(codes).astype(np.float64) if isinstance(query.original, RealNetwork) else codes
-        alone = self._options.method is Method.ILP and not self._options.coupled
-        pairs = () if alone else find_pairs(query.original, query.quantized, left, codes)
+        pairs = find_pairs(query.original, query.quantized, left, codes) if coupled else ()
         rows, dense = self._classes if query.top1 else self._differences, self._options.method is Method.ILP or None
         joint = compile_difference(query.original, query.quantized, box, inputs.relation, pairs, rows, self._late, dense)
         self._say(f"joint program: {len(joint.program.units)} units and rows, {len(pairs)} pair(s) of layers")
         return joint
 
     def _analyse(self) -> None:
-        joint = self._compile()
         if self._options.method is Method.ILP:
-            self._solve(joint)
+            self._solve(self._compile(self._options.coupled))
             return
+        attack = None
+        if not self._query.top1:
+            plain = self._compile(coupled=False)
+            attack = DifferenceAttack(plain, self._differences, self._judge, self._generator, self._late)
+            attack.begin(self._share())
+            if self._options.method is Method.ATTACK and not self._refuted():
+                attack.go_on(self._left(), self._refuted)
+            self._say(f"attack: a difference of {float(self._judge.attained):.6g}")
+            if self._refuted() or self._options.method is Method.ATTACK:
+                self._finding.method = "attack"
+                return
+        joint = self._compile(coupled=True)
         self._relaxer = relaxer_of(joint.program, self._late)
-        if self._query.top1:
+        if attack is None:
             self._decide_class(joint)
         else:
-            self._decide_difference(joint)
+            self._decide_difference(joint, attack)
 
     def _programs(self, joint: Joint, coupled: bool) -> JointSolver:
         def consider(points: FloatArray) -> None:
@@ -241,18 +217,11 @@ class _Search:
             bound = max(*ends, Fraction(0)) + self._margin
         self._say(answers.settle(self._finding, self._options, bound))
 
-    def _decide_difference(self, joint: Joint) -> None:
+    def _decide_difference(self, joint: Joint, attack: DifferenceAttack) -> None:
         query, finding, rows = self._query, self._finding, self._differences
         program, bits = joint.program, joint.output_bits
         every = self._every
         cases = rows.cases(dict.fromkeys(every, 0))
-        reached = attack_differences(joint, cases, self._judge, self._generator, self._pause())
-        if self._options.method is Method.ATTACK:
-            refine_differences(joint, reached, self._judge, self._generator, self._late, self._refuted)
-        self._say(f"attack: a difference of {float(self._judge.attained):.6g}")
-        if self._refuted() or self._options.method is Method.ATTACK:
-            finding.method = "attack"
-            return
         domains = root_domains(program, list(cases))
         if query.delta is not None:
             allowed = query.delta - self._margin
@@ -271,7 +240,7 @@ class _Search:
             finding.proved = bool((margins >= 0).all()) and query.delta is not None
             return
         if query.delta is None or bool((margins < 0).any()):
-            refine_differences(joint, reached, self._judge, self._generator, self._pause(), self._refuted)
+            attack.go_on(self._share(), self._refuted)
             self._say(f"stronger attack: a difference of {float(self._judge.attained):.6g}")
             if self._refuted():
                 finding.method = "attack"

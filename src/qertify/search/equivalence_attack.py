@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,18 +17,18 @@ from qertify.bounds.difference import Joint
 from qertify.bounds.program import Program
 from qertify.ilp.soft_rows import SoftRows
 from qertify.search.comparison import Judge
+from qertify.search.difference_rows import DifferenceRows
 from qertify.search.domains import root_domains
-from qertify.specification.cases import Case
 
 RESTARTS, FEW_RESTARTS, STEPS = 16, 3, 40
 """Of the gradient attack on each output and sign; fewer starts for programs of many units."""
 MANY_UNITS = 1500
 CLIMBS = 8
-"""Best starts whose steps are aligned."""
-DESCENTS, ROUNDS = 6, 60
-"""Best points of that attack that local search improves, and its rounds."""
+"""Most starts from which steps are aligned, at a time."""
+ROUNDS, DESCENTS, DESCENT_ROUNDS = 4, 2, 60
+"""Of an attack that goes on: local searches from the best points, and new starts."""
 CHAINS, MOVES = 48, 2000
-"""Of simulated annealing, from the attack's best points."""
+"""Of simulated annealing, from the best points in the end."""
 POLISH_STEPS, POLISH_REACH = 8, 0.1
 """Of short descents from points of a relaxation."""
 
@@ -74,74 +74,91 @@ def attack_classes(joint: Joint, judge: Judge, generator: torch.Generator, late:
     judge.judge(*judge.query.inputs.points(joint, points.numpy()))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Reached:
-    """Integer points that an attack ended at, (count, n), their objectives, (count, N), and what those are there, (count,)."""
+class DifferenceAttack:
+    """Inputs on which every row of the difference is low, and then high; the judge sees the best ones.
 
-    points: Tensor
-    objective: Tensor
-    values: Tensor
+    Args:
+        stopped: asked in between; all ends soon when it is true.
+    """
 
-    def best(self, count: int) -> Reached:
-        """The points with the least objectives."""
-        order = self.values.argsort()[:count]
-        return Reached(self.points[order], self.objective[order], self.values[order])
+    def __init__(
+        self,
+        joint: Joint,
+        rows: DifferenceRows,
+        judge: Judge,
+        generator: torch.Generator,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._stopped = stopped
+        self._joint, self._judge, self._generator, self._program = joint, judge, generator, joint.program
+        keys = [(row, sign) for row in range(len(rows.outputs)) for sign in (1, -1)]
+        self._objective = root_domains(joint.program, rows.cases(dict.fromkeys(keys, 0))).objective
+        self._aligner = Aligner(joint.program, SoftRows, generator) if Aligner.supports(joint.program) else None
+        self._restarts = RESTARTS if len(joint.program.units) <= MANY_UNITS else FEW_RESTARTS
+        self._points: list[tuple[float, Tensor, Tensor]] = []  # what the objective is there, the point, the objective
 
+    def begin(self, seconds: float) -> None:
+        """Align steps where the program allows that; signed gradients if there is time."""
+        start = time.monotonic()
+        self._align(seconds, CLIMBS)
+        late = self._until(start + seconds)
+        if late() and self._points:
+            return
+        starts, objective = self._starts()
+        points, values = signed_gradient(self._program, starts, objective, STEPS, self._generator, late=late)
+        self._note(points, objective, values)
 
-def attack_differences(
-    joint: Joint, cases: tuple[Case, ...], judge: Judge, generator: torch.Generator, late: Callable[[], bool]
-) -> Reached:
-    """Push every row of the difference down: by signed gradients, and by aligning the steps where the program allows that."""
-    program = joint.program
-    objective = root_domains(program, list(cases)).objective
-    restarts = RESTARTS if len(program.units) <= MANY_UNITS else FEW_RESTARTS
-    starts = random_starts(program, restarts, generator).repeat(len(objective), 1)
-    objective = objective.repeat_interleave(restarts, 0)
-    points, values = signed_gradient(program, starts, objective, STEPS, generator, late=late)
-    judge.judge(*judge.query.inputs.points(joint, points.numpy()))
-    reached = Reached(points, objective, values)
-    if Aligner.supports(program) and not late():
-        aligner = Aligner(program, SoftRows, generator, late)
-        starts, hopes = aligner.starts(starts, objective, STEPS)
-        reached = climb_differences(joint, aligner, Reached(starts, objective, hopes).best(CLIMBS), reached, judge)
-    return reached
-
-
-def climb_differences(joint: Joint, aligner: Aligner, starts: Reached, reached: Reached, judge: Judge) -> Reached:
-    """Climb from starts, whose values are what may be hoped for, in order; what is reached joins what was before."""
-    for start, objective, hope in zip(starts.points, starts.objective, starts.values, strict=True):
-        if hope >= reached.values.min():
-            break
-        points = aligner.climb(start, objective)
-        if len(points):
-            judge.judge(*judge.query.inputs.points(joint, points.numpy()))
-            value = forward(joint.program, points[:1])[0] @ objective
-            reached = Reached(
-                torch.cat([reached.points, points[:1]]),
-                torch.cat([reached.objective, objective[None]]),
-                torch.cat([reached.values, value]),
-            )
-    return reached
-
-
-def refine_differences(
-    joint: Joint,
-    reached: Reached,
-    judge: Judge,
-    generator: torch.Generator,
-    late: Callable[[], bool],
-    enough: Callable[[], bool],
-) -> None:
-    """Local search and annealing from the best ends of `attack_differences`; ``enough`` is asked in between."""
-    program = joint.program
-    best = reached.best(DESCENTS)
-    for point, objective in zip(best.points, best.objective, strict=True):
+    def go_on(self, seconds: float, enough: Callable[[], bool]) -> None:
+        """Local search, new starts and annealing, from the best points so far; ``enough`` is asked in between."""
+        start = time.monotonic()
+        late = self._until(start + seconds)
+        tried: list[Tensor] = []
+        for _ in range(ROUNDS):
+            if enough() or late():
+                return
+            best = [entry for entry in self._best() if not any(entry[1] is point for point in tried)][:DESCENTS]
+            for _, point, objective in best:
+                if enough() or late():
+                    return
+                tried.append(point)
+                path = descend(self._program, point, objective, DESCENT_ROUNDS, late)
+                self._note(path[-1:], objective[None], (forward(self._program, path[-1:])[0] @ objective))
+            if not enough():
+                self._align(start + seconds - time.monotonic(), CLIMBS)
         if enough() or late():
             return
-        path = descend(program, point, objective, ROUNDS, late)
-        judge.judge(*judge.query.inputs.points(joint, path.numpy()))
-    if enough() or late():
-        return
-    best = reached.best(CHAINS)
-    ends = anneal(program, best.points, best.objective, MOVES, generator, late)
-    judge.judge(*judge.query.inputs.points(joint, ends.numpy()))
+        best = self._best()[:CHAINS]
+        points, objective = torch.stack([entry[1] for entry in best]), torch.stack([entry[2] for entry in best])
+        ends = anneal(self._program, points, objective, MOVES, self._generator, late)
+        self._note(ends, objective, (forward(self._program, ends)[0] * objective).sum(-1))
+
+    def _starts(self) -> tuple[Tensor, Tensor]:
+        """Random points for every objective, and the objectives."""
+        starts = random_starts(self._program, self._restarts, self._generator)
+        return starts.repeat(len(self._objective), 1), self._objective.repeat_interleave(self._restarts, 0)
+
+    def _align(self, seconds: float, climbs: int) -> None:
+        """Climb from the starts that promise most, as long as they promise more than what is reached."""
+        if self._aligner is None:
+            return
+        begin = time.monotonic()
+        starts, objective = self._starts()
+        starts, hopes = self._aligner.starts(starts, objective, STEPS, self._until(begin + seconds / 2))
+        for row in hopes.argsort()[:climbs].tolist():
+            late = self._until(begin + seconds)
+            if late() or (self._points and hopes[row] >= self._best()[0][0]):
+                return
+            points = self._aligner.climb(starts[row], objective[row], late)[:1]
+            if len(points):
+                self._note(points, objective[row][None], forward(self._program, points)[0] @ objective[row])
+
+    def _note(self, points: Tensor, objective: Tensor, values: Tensor) -> None:
+        """Show points to the judge and remember them."""
+        self._judge.judge(*self._judge.query.inputs.points(self._joint, points.numpy()))
+        self._points += zip(values.tolist(), points, objective, strict=True)
+
+    def _best(self) -> list[tuple[float, Tensor, Tensor]]:
+        return sorted(self._points, key=lambda entry: entry[0])
+
+    def _until(self, moment: float) -> Callable[[], bool]:
+        return lambda: self._stopped() or time.monotonic() > moment

@@ -28,26 +28,13 @@ MORE_ITERATIONS = 16
 """Steps that start from the slopes of an earlier domain with the same objective."""
 ENTRIES = 1 << 22
 """Most units times domains that are bounded together."""
-RATE, DECAY = 0.1, 0.95
+RATE, MORE_RATE, DECAY = 0.1, 0.01, 0.95
+"""First stride of each of the two, and what is left of a stride after each step."""
 MOMENTS = (0.9, 0.95)
 AVERAGE = 0.1
 """Weight of the newest point in the average that serves as primal point."""
-FLAT = 1.5
-"""Length from which the constant part at an end of a range counts as a phase, in steps."""
 PATIENCE = 10
 """Steps after which a domain is judged by what it has gained in them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Slopes:
-    """The parameters, (batch, N) each: slopes for a ≥ 0 and a < 0, 0 … 1 in their fans, and own multipliers."""
-
-    under: Tensor
-    over: Tensor
-    own: Tensor
-
-    def pick(self, index: Tensor) -> Slopes:
-        return Slopes(self.under[index], self.over[index], self.own[index])
 
 
 def single(program: Program) -> Program:
@@ -64,9 +51,8 @@ def single(program: Program) -> Program:
 class Fans:
     """Slopes of lines that touch a staircase on its range, (batch, N) each: from ``…_least`` to ``…_least + …_width``.
 
-    A line under a staircase that begins with a flat phase may be as flat; one over it, if it ends with one. Without such a
-    phase little choice is left, and a step of the search must be as small. A row that follows a rectifier takes a part of its
-    weight over, from none to all, which is where the search starts if the rectifier has both phases.
+    A line under a staircase may be as flat as its first step, one over it as its last one. A row that follows a rectifier takes
+    a part of its weight over, from none to all, which is where the search starts if the rectifier has both phases.
     """
 
     under_least: Tensor
@@ -83,8 +69,8 @@ def fans(program: Program, low: Tensor, high: Tensor) -> Fans:
     start = torch.minimum(torch.maximum(program.threshold(first + 1), low), high)
     end = torch.maximum(torch.minimum(program.threshold(last), high), low)
     chord = torch.minimum(rise / (high - low).clamp(min=1), 1 / program.spacing)
-    under_least = torch.where(start - low > FLAT * program.spacing, 0.0, chord)
-    over_least = torch.where(high - end > FLAT * program.spacing, 0.0, chord)
+    under_least = torch.where(start > low, 0.0, chord)
+    over_least = torch.where(high > end, 0.0, chord)
     under, over = rise / (high - start + 1).clamp(min=1), rise / (end - low).clamp(min=1)
     if program.divisor is not None:
         rectifier, steepest = program.divisor > 0, 1 / program.divisor.clamp(min=1)
@@ -104,10 +90,17 @@ FANS = ("under_least", "under_width", "over_least", "over_width")
 
 
 class _Descent:
-    """One batch of domains with its parameters and the moments of Adam."""
+    """One batch of domains with its parameters and the moments of Adam.
 
-    def __init__(self, program: Program, exact: Program, domains: Domains, start: Slopes | None) -> None:
-        self.program = program
+    The parameters, (batch, 3, N), are slopes for a ≥ 0 and a < 0, each 0 … 1 in its fan, and the own multipliers.
+
+    Args:
+        start: (batch, 3, N), slopes times spacing, and own multipliers; not a number where they are unknown.
+        rate: first stride.
+    """
+
+    def __init__(self, program: Program, exact: Program, domains: Domains, start: Tensor, rate: float) -> None:
+        self.program, self.rate = program, rate
         z, y = corners(exact, domains.low, domains.high)
         self.z, self.y = z.float(), y.float()
         self.crowded = ((y[..., 3] - y[..., 0] > 3) & (exact.unevenness > 0)).float() * program.unevenness
@@ -118,36 +111,36 @@ class _Descent:
         )
         narrowed = (domains.low > exact.low) | (domains.high < exact.high)
         self.splits = narrowed.float() / program.spacing.clamp(min=1)
-        under, over = (
-            ((chord - least) / width.clamp(min=1e-12)).clamp(0, 1)
-            for least, width in ((self.under_least, self.under_width), (self.over_least, self.over_width))
-        )
-        self.slopes = Slopes(under, over, torch.zeros_like(self.objective))
-        if start is not None:
-            kept = ~narrowed
-            self.slopes = Slopes(
-                torch.where(kept, start.under, self.slopes.under), torch.where(kept, start.over, self.slopes.over), start.own
-            )
-        self.own_scale: Tensor | None = None
-        self.moments = [torch.zeros_like(self.objective) for _ in range(6)]
+        wanted = torch.where(start[:, :2].isnan(), chord[:, None], start[:, :2] / program.spacing)
+        self.parameters = torch.cat([(wanted - self._least()) / self._width().clamp(min=1e-12), start[:, 2:].nan_to_num()], 1)
+        self.parameters[:, :2].clamp_(0, 1)
+        self.first, self.second = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
         self.step = 0
+
+    def _least(self) -> Tensor:
+        return torch.stack([self.under_least, self.over_least], 1)
+
+    def _width(self) -> Tensor:
+        return torch.stack([self.under_width, self.over_width], 1)
+
+    def slopes(self, parameters: Tensor) -> Tensor:
+        """What a later search may start from, (batch, 3, N), for parameters of this batch."""
+        found = (self._least() + parameters[:, :2] * self._width()) * self.program.spacing
+        return torch.cat([found, parameters[:, 2:]], 1).half()
 
     def choose_start(self, follows: Tensor) -> None:
         """Let rows take no weight over in domains whose bound is better without."""
-        kept, rows = self.slopes, follows >= 0
+        kept = self.parameters
         bound = self.evaluate(advance=False)[0]
-        self.slopes = Slopes(kept.under.masked_fill(rows, 0.0), kept.over.masked_fill(rows, 0.0), kept.own)
-        better = (self.evaluate(advance=False)[0] > bound)[:, None]
-        under, over = torch.where(better, self.slopes.under, kept.under), torch.where(better, self.slopes.over, kept.over)
-        self.slopes = Slopes(under, over, kept.own)
+        self.parameters = kept.masked_fill((follows >= 0) & (torch.arange(3, device=kept.device) < 2)[:, None], 0.0)
+        better = self.evaluate(advance=False)[0] > bound
+        self.parameters = torch.where(better[:, None, None], self.parameters, kept)
 
     def pick(self, index: Tensor) -> None:
         """Keep some of the domains."""
-        for name in ("z", "y", "crowded", "objective", "splits", "own_scale", *FANS):
+        for name in ("z", "y", "crowded", "objective", "splits", "parameters", "first", "second", *FANS):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value[index])
-        self.slopes = self.slopes.pick(index)
-        self.moments = [moment[index] for moment in self.moments]
 
     def evaluate(self, advance: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """g and λ, and the minimising inputs, accumulators and values; ``advance`` takes a step of Adam from there."""
@@ -156,17 +149,15 @@ class _Descent:
 
         def relax(first: int, last: int, a: Tensor) -> Tensor:
             mine = slice(first, last)
-            under = self.under_least[:, mine] + self.slopes.under[:, mine] * self.under_width[:, mine]
-            over = self.over_least[:, mine] + self.slopes.over[:, mine] * self.over_width[:, mine]
+            under = self.under_least[:, mine] + self.parameters[:, 0, mine] * self.under_width[:, mine]
+            over = self.over_least[:, mine] + self.parameters[:, 1, mine] * self.over_width[:, mine]
             part = torch.where(a >= 0, under, over)
-            weight[:, mine], slope[:, mine] = a, part
-            own = 0.0 if self.own_scale is None else self.slopes.own[:, mine] * self.own_scale[:, mine]
-            multipliers[:, mine] = part * a + own
+            own = self.parameters[:, 2, mine] * self.splits[:, mine]
+            weight[:, mine], slope[:, mine] = a, part + own * a.sign()
+            multipliers[:, mine] = part * a + own * (a.abs() + self.objective[:, mine].abs())
             return multipliers[:, mine]
 
         cost = program.backward(self.objective, relax)
-        if self.own_scale is None:
-            self.own_scale = (weight.abs() + self.objective.abs()) * self.splits
         least, where = (weight[..., None] * self.y - multipliers[..., None] * self.z).min(-1, keepdim=True)
         z, y = self.z.gather(-1, where)[..., 0], self.y.gather(-1, where)[..., 0]
         x = program.least_point(cost)
@@ -187,24 +178,20 @@ class _Descent:
 
     def _ascend(self, weight: Tensor, residual: Tensor) -> None:
         self.step += 1
-        assert self.own_scale is not None
         toward = weight * residual
-        gradients = (
-            torch.where(weight >= 0, toward * self.under_width, 0.0),
-            torch.where(weight < 0, toward * self.over_width, 0.0),
-            residual * self.own_scale,
+        gradient = torch.stack(
+            [
+                torch.where(weight >= 0, toward * self.under_width, 0.0),
+                torch.where(weight < 0, toward * self.over_width, 0.0),
+                residual * self.splits * (weight.abs() + self.objective.abs()),
+            ],
+            1,
         )
-        rate = RATE * DECAY**self.step
-        moved: list[Tensor] = []
-        for number, (value, gradient) in enumerate(
-            zip((self.slopes.under, self.slopes.over, self.slopes.own), gradients, strict=True)
-        ):
-            first, second = self.moments[2 * number], self.moments[2 * number + 1]
-            first.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
-            second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
-            mean, square = first / (1 - MOMENTS[0] ** self.step), second / (1 - MOMENTS[1] ** self.step)
-            moved.append(value + rate * mean / (square.sqrt() + 1e-20))
-        self.slopes = Slopes(moved[0].clamp(0, 1), moved[1].clamp(0, 1), moved[2])
+        self.first.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
+        self.second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
+        mean, square = self.first / (1 - MOMENTS[0] ** self.step), self.second / (1 - MOMENTS[1] ** self.step)
+        self.parameters = self.parameters + self.rate * DECAY**self.step * mean / (square.sqrt() + 1e-20)
+        self.parameters[:, :2].clamp_(0, 1)
 
 
 class FirstOrder:
@@ -212,45 +199,53 @@ class FirstOrder:
 
     def __init__(self, program: Program, late: Callable[[], bool] = lambda: False) -> None:
         self._program, self._fast, self._late = program, single(program), late
-        self._memory: dict[tuple[tuple[int, float], ...], Slopes] = {}
+        self._memory: dict[tuple[tuple[int, float], ...], Tensor] = {}
 
-    def relax(self, domains: Domains, iterations: int | None = None) -> Relaxation:
+    def relax(self, domains: Domains, iterations: int | None = None, start: Tensor | None = None) -> Relaxation:
         """Search for multipliers of a batch of domains, as many at a time as the memory allows.
 
         Args:
             iterations: most steps; by default more for an objective that was not seen before.
+            start: `Relaxation.slopes` of domains that hold these, not a number where they are unknown.
         """
         size = max(1, ENTRIES // max(1, len(self._program.units)))
-        parts = [self._relax(domains.pick(rows), iterations) for rows in torch.arange(len(domains)).split(size)]
+        remembered = self._start(domains)
+        start = remembered if start is None else torch.where(start.isnan().all(-1, True).all(-2, True), remembered, start)
+        parts = [self._relax(domains.pick(rows), iterations, start[rows]) for rows in torch.arange(len(domains)).split(size)]
         if len(parts) == 1:
             return parts[0]
-        names = ("multipliers", "bound", "inputs", "z", "y")
-        return Relaxation(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+        return Relaxation(*(torch.cat([getattr(part, name) for part in parts]) for name in Relaxation.__dataclass_fields__))
 
-    def _relax(self, domains: Domains, iterations: int | None) -> Relaxation:
-        keys = [_key(row) for row in domains.objective]
-        known = all(key in self._memory for key in keys)
-        start = None
-        if known:
-            kept = [self._memory[key] for key in keys]
-            start = Slopes(*(torch.stack([getattr(item, name) for item in kept]) for name in ("under", "over", "own")))
-        descent = _Descent(self._fast, self._program, domains, start)
-        if start is None and self._program.follows is not None:
+    def _start(self, domains: Domains) -> Tensor:
+        """What was best for the same objectives before; for units that have the same range now."""
+        unknown = torch.full((3, len(self._program.units)), torch.nan, dtype=torch.float16, device=domains.low.device)
+        known = torch.stack([self._memory.get(_key(row), unknown) for row in domains.objective])
+        narrowed = (domains.low > self._program.low) | (domains.high < self._program.high)
+        return known.masked_fill(narrowed[:, None], torch.nan)
+
+    def _relax(self, domains: Domains, iterations: int | None, start: Tensor) -> Relaxation:
+        known = not bool(start.isnan().all(-1).all(-1).any())
+        descent = _Descent(self._fast, self._program, domains, start.float(), MORE_RATE if known else RATE)
+        if not known and self._program.follows is not None:
             descent.choose_start(self._program.follows)
         steps = iterations if iterations is not None else MORE_ITERATIONS if known else ITERATIONS
         limit = domains.limit.float()
-        result, best = None, descent.slopes
+        result = None
         alive = torch.arange(len(domains), device=limit.device)
         before = torch.full_like(limit, -torch.inf)
         for step in range(steps + 1):
-            tried = descent.slopes
-            found = descent.evaluate(advance=step < steps)
+            tried = descent.parameters
+            bound, multipliers, x, z, y = descent.evaluate(advance=step < steps)
             if result is None:
-                bound, multipliers, x, z, y = found
-                result = Relaxation(multipliers, bound, x, z, y)
-                best = Slopes(tried.under.clone(), tried.over.clone(), tried.own.clone())
+                result = Relaxation(multipliers, bound, x, z, y, descent.slopes(tried))
             else:
-                self._merge(result, best, tried, found, alive)
+                assert result.slopes is not None
+                improved = bound > result.bound[alive]
+                where = alive[improved]
+                result.bound[where], result.multipliers[where] = bound[improved], multipliers[improved]
+                result.slopes[where] = descent.slopes(tried)[improved]
+                for kept, new in zip((result.inputs, result.z, result.y), (x, z, y), strict=True):
+                    kept[alive] = (1 - AVERAGE) * kept[alive] + AVERAGE * new
             enough = result.bound[alive] > limit[alive] + 0.5 + 1e-5 * limit[alive].abs()
             active = ~enough
             if known and step and step % PATIENCE == 0:  # a domain of a tree is better split than improved for ever
@@ -263,22 +258,11 @@ class FirstOrder:
                 alive = alive[active]
                 descent.pick(active)
         assert result is not None
-        if not known:
-            for row, key in enumerate(keys):
-                self._memory.setdefault(key, best.pick(torch.tensor(row, device=limit.device)))
-        return Relaxation(*(getattr(result, name).double() for name in ("multipliers", "bound", "inputs", "z", "y")))
-
-    @staticmethod
-    def _merge(result: Relaxation, best: Slopes, tried: Slopes, found: tuple[Tensor, ...], alive: Tensor) -> None:
-        """Keep the best multipliers and slopes, and the average of the minimising points."""
-        bound, multipliers, *point = found
-        improved = bound > result.bound[alive]
-        where = alive[improved]
-        result.bound[where], result.multipliers[where] = bound[improved], multipliers[improved]
-        for name in ("under", "over", "own"):
-            getattr(best, name)[where] = getattr(tried, name)[improved]
-        for kept, new in zip((result.inputs, result.z, result.y), point, strict=True):
-            kept[alive] = (1 - AVERAGE) * kept[alive] + AVERAGE * new
+        assert result.slopes is not None
+        for row, objective in enumerate(domains.objective):
+            self._memory.setdefault(_key(objective), result.slopes[row].clone())
+        names = ("multipliers", "bound", "inputs", "z", "y")
+        return replace(result, **{name: getattr(result, name).double() for name in names})
 
 
 def _key(objective: Tensor) -> tuple[tuple[int, float], ...]:

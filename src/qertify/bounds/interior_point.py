@@ -41,6 +41,7 @@ class Relaxation:
         bound: (batch,), g at that λ in floating point; proves nothing.
         inputs: (batch, n), the primal point: a candidate counterexample once rounded.
         z, y: (batch, N), the primal point's accumulators and values.
+        slopes: (batch, 3, N), what a search on a part of the domain may start from; None where it starts afresh.
     """
 
     multipliers: Tensor
@@ -48,6 +49,7 @@ class Relaxation:
     inputs: Tensor
     z: Tensor
     y: Tensor
+    slopes: Tensor | None = None
 
 
 def initial_multipliers(program: Program, domains: Domains, following: bool = False) -> Tensor:

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from qertify.bounds.dual import Domains, prove
-from qertify.bounds.first_order import FLAT, FirstOrder
+from qertify.bounds.first_order import FirstOrder
 from qertify.bounds.program import Program
 from qertify.network.network import Network
 from qertify.network.nodes import Input, Staircase
 from qertify.network.ranges import RULES, Range
 
-FEW, STEPS = 80, 12
+FEW, STEPS = 200, 12
 """Up to so many units of a block get multipliers from so many steps of the first-order search; more units, from none."""
+FLAT = 1.5
+"""Length from which the constant part at an end of a range counts as a phase, in steps."""
 ENTRIES = 1 << 21
 """Most units times objectives that are bounded together."""
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
 from qertify.bounds import first_order, interior_point
 from qertify.bounds.dual import Domains
 from qertify.bounds.interior_point import Relaxation
@@ -39,3 +42,12 @@ def relax_well(relaxer: Relaxer, domains: Domains, accuracy: float = interior_po
     if isinstance(relaxer, interior_point.InteriorPoint):
         return relaxer.relax(domains, ROOT_ITERATIONS, accuracy)
     return relaxer.relax(domains)
+
+
+def relax_parts(relaxer: Relaxer, domains: Domains, start: list[Tensor | None]) -> Relaxation:
+    """Domains that are parts of others, with those's `Relaxation.slopes` as a start, (3, N) each, where there are any."""
+    given = next((item for item in start if item is not None), None)
+    if given is None or not isinstance(relaxer, first_order.FirstOrder):
+        return relaxer.relax(domains)
+    unknown = torch.full_like(given, torch.nan)
+    return relaxer.relax(domains, start=torch.stack([unknown if item is None else item for item in start]))

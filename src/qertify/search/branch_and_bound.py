@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qertify.bounds.dual import Domains, Proof, prove
 from qertify.bounds.program import Program
-from qertify.bounds.relaxers import batch_of, relaxer_of
+from qertify.bounds.relaxers import batch_of, relax_parts, relaxer_of
 from qertify.bounds.tighten import propagate, retighten
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
@@ -60,6 +60,7 @@ class _Open:
     cheat: float
     fixed: bool
     bisect: bool
+    slopes: Tensor | None
 
 
 @dataclass(slots=True)
@@ -74,6 +75,7 @@ class _Waiting:
     parent: _Open | None = None
     side: int = 0
     margin: float = -np.inf
+    start: Tensor | None = None
 
 
 class BranchAndBound:
@@ -116,7 +118,7 @@ class BranchAndBound:
         self._stopped: Callable[[], bool] = lambda: False
         self._nodes = 0
         self._leaf_solvers: set[str] = set()
-        row_bytes = 16 * len(program.units) + 512
+        row_bytes = (16 if program.operators is None else 22) * len(program.units) + 512
         self._dive_above = max(self._batch, min(DIVE_ABOVE, (MEMORY if memory is None else memory) // row_bytes // 2))
         self._diving = False
         nodes = [-1 if self._tree is None else self._tree.add(-1, case, None) for case in cases]
@@ -237,7 +239,7 @@ class BranchAndBound:
         if not len(kept):
             return None
         domains = Domains(low[kept], high[kept], *objectives(self._program, [cases[row] for row in kept.tolist()]))
-        relaxation = self._relaxer.relax(domains)
+        relaxation = relax_parts(self._relaxer, domains, [batch[row].start for row in kept.tolist()])
         if self._stopped():  # it ended too early: to split all of these would be a waste
             self._waiting[:0] = batch
             self._nodes -= len(batch)
@@ -275,6 +277,7 @@ class BranchAndBound:
                 cheat=float(branches.score[row]),
                 fixed=fixed,
                 bisect=not case.single and (fixed or self._output_cheat(case, relaxation.z[row]) > float(branches.score[row])),
+                slopes=None if relaxation.slopes is None else relaxation.slopes[row].clone(),
             )
             self._push(item)
         return None
@@ -356,16 +359,18 @@ class BranchAndBound:
             return
         below, above = item.high.clone(), item.low.clone()
         below[item.unit], above[item.unit] = item.threshold - self._program.gap(item.unit), item.threshold
+        if item.slopes is not None:
+            item.slopes[:, item.unit] = torch.nan
         for side, low, high in ((-1, item.low, below), (1, above, item.high)):
             split = (item.unit, int(item.threshold), side)
             node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)
-            self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side, item.margin))
+            self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side, item.margin, item.slopes))
 
     def _wait_case(self, item: _Open, case: Case) -> None:
         node = -1 if self._tree is None else self._tree.add(item.node, case, None)
         fresh = root_domains(self._program, [case])
         low, high = torch.maximum(item.low, fresh.low[0]), torch.minimum(item.high, fresh.high[0])
-        self._waiting.append(_Waiting(case, low, high, item.depth + 1, node))
+        self._waiting.append(_Waiting(case, low, high, item.depth + 1, node, start=item.slopes))
 
     def _mark(self, item: _Open, closed_by: str) -> None:
         if self._tree is not None:

@@ -44,7 +44,7 @@ FULL_RESTARTS = 4096
 """Units from which an attack takes fewer restarts."""
 OPERATORS_ABOVE = 2000
 """Activations above which a network's equations are operators."""
-MATRICES_UP_TO = 1600
+MATRICES_UP_TO = 400
 """Most units of a large network with which the search goes over to matrices."""
 REFINE_SECONDS, REFINE_SHARE = 30.0, 0.3
 """Most seconds, and largest part of the time that is left, for tighter ranges of a large network."""

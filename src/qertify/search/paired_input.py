@@ -20,6 +20,8 @@ from qertify.specification.region import IntegerBox
 
 QUANTIZER_ERROR = 2.0**-22
 """More than what a quantizer's own float32 operations (one division or product, one sum) lose, relative to their operands."""
+EDGE_STEPS = 20
+"""Halvings between an input beyond the edge of its code and the code's middle."""
 TIE = 1e-6
 """Quotients this close to a tie are divided again, exactly."""
 
@@ -76,13 +78,20 @@ class PairedInput:
         count = joint.error_index.size  # what an enclosure leaves open follows them
         errors[:, joint.error_index] = candidates[:, varies.size : varies.size + count] * 2.0**-joint.input_bits
         exact = self.relation.factor * codes + self.relation.shift + errors.reshape(codes.shape)
-        x = np.clip(exact.astype(np.float32), self.low, self.high)
-        for _ in range(2):  # an error at the very end of its range may have left its code
-            found = self.quantize(x)
-            x = np.where(found > codes, np.nextafter(x, np.float32(-np.inf)), x)
-            x = np.where(found < codes, np.nextafter(x, np.float32(np.inf)), x)
-            x = np.clip(x, self.low, self.high)
+        x = self._back(np.clip(exact.astype(np.float32), self.low, self.high), codes)
         return x, self.quantize(x)
+
+    def _back(self, x: Float32Array, codes: IntegerArray) -> Float32Array:
+        """Inputs that have left their codes, as relaxations' do at the ends of errors, brought back just over the edge."""
+        outside = self.quantize(x) != codes
+        if not outside.any():
+            return x
+        inside = np.clip(self.stand_for(codes), self.low, self.high)
+        for _ in range(EDGE_STEPS):
+            middle = x + (inside - x) / 2
+            beyond = self.quantize(middle) != codes
+            x, inside = np.where(outside & beyond, middle, x), np.where(outside & ~beyond, middle, inside)
+        return np.where(outside, inside, x)
 
 
 def code_factor(network: Network) -> Fraction:

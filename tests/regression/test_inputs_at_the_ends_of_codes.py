@@ -1,4 +1,4 @@
-"""Points of relaxations lie at the very ends of codes, a little beyond what the quantizer keeps there: they are brought back."""
+"""Points of relaxations lie at the very ends of codes, just beyond what the quantizer keeps there: they are brought back."""
 
 from __future__ import annotations
 

@@ -169,9 +169,11 @@ def _scaled(
     """A product whose accumulator is only scaled: its result is float32."""
     if multiplier.size not in (1, len(weight)):
         raise ModelFileError(f"node '{node.name}': {multiplier.size} weight scales for {len(weight)} channels")
-    _require_normal(node, multiplier)
     farthest = max(zero_point - x.low, x.high - zero_point)
     bound = int((np.abs(weight).sum(axis=1) * farthest + np.abs(bias)).max())
+    _require_normal(node, multiplier)
+    with np.errstate(over="ignore"):
+        _require_normal(node, multiplier * np.float32(max(bound, 1)))  # infinities would tie
     codes = lowering.builder.dense(node.name, x, weight, bias, zero_point, None)
     return Scaled(codes, bound, multiplier[:1] if np.all(multiplier == multiplier[0]) else multiplier)
 

@@ -1,0 +1,136 @@
+"""Aligned steps against enumeration, and against signed gradients, which do not see rounding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qertify.attack.aligned import Aligner
+from qertify.attack.gradient import forward, random_starts, signed_gradient
+from qertify.attack.lattice import descend
+from qertify.bounds.difference import compile_difference
+from qertify.bounds.program import Program
+from qertify.ilp.soft_rows import SoftRows
+from qertify.network.network import Network
+from qertify.network.nodes import Dense, Input, Staircase, per_channel_rows
+from qertify.network.real import RealDense, RealInput, RealNetwork, Relu, as_reals
+from qertify.network.staircase import Rounding, shift_steps
+from qertify.network.tensor import QuantizationParameters, as_integers
+from qertify.search.difference_rows import DifferenceRows
+from qertify.search.paired_input import grid
+from qertify.specification.region import IntegerBox
+
+
+def _program(left: RealNetwork, right: Network, box: IntegerBox) -> Program:
+    rows = DifferenceRows(left, right, tuple(range(right.output_size)))
+    return compile_difference(left, right, box, grid(right, box).relation, (), rows).program
+
+
+def _objective(program: Program, sign: int) -> Tensor:
+    objective = torch.zeros(len(program.units), dtype=torch.float64)
+    objective[program.output_units()[0]] = sign
+    return objective
+
+
+def _least(program: Program, points: Tensor, objective: Tensor) -> float:
+    return float((forward(program, points)[0] @ objective).min())
+
+
+def _aligned(program: Program, objective: Tensor, seed: int, climbs: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    aligner = Aligner(program, SoftRows, generator)
+    starts, hopes = aligner.starts(random_starts(program, 8, generator), objective.repeat(8, 1), 30)
+    return torch.cat([aligner.climb(starts[row], objective) for row in hopes.argsort()[:climbs].tolist()])
+
+
+def _pair(seed: int, inputs: int = 40, hidden: int = 16, reach: int = 3) -> Program:
+    """Hidden units that stay active, whose steps are far wider than what an input does in one level."""
+    generator = np.random.default_rng(seed)
+    weight, bias = generator.integers(-60, 61, (hidden, inputs)), np.full(hidden, 60_000)
+    output = generator.integers(-30, 31, (1, hidden))
+    steps = shift_steps(9, Rounding.HALF_TOWARD_POSITIVE, 0, 1 << 12)
+    right = Network(
+        (
+            Input("x", (inputs,), 0, 255),
+            Dense("hidden", ("x",), as_integers(weight), as_integers(bias)),
+            Staircase("steps", ("hidden",), steps, per_channel_rows(1, (hidden,))),
+            Dense("out", ("steps",), as_integers(output), as_integers(np.zeros(1, dtype=np.int64))),
+        ),
+        QuantizationParameters.of(1 / 256),
+        QuantizationParameters.of(2.0**-12),
+        "test",
+    )
+    left = RealNetwork(
+        (
+            RealInput("x", (inputs,)),
+            RealDense("hidden", ("x",), as_reals(weight / 128), as_reals(bias / 2.0**15)),
+            Relu("relu", ("hidden",)),
+            RealDense("out", ("relu",), as_reals(output / 64), as_reals(np.zeros(1))),
+        )
+    )
+    centre = generator.integers(50, 200, inputs)
+    return _program(left, right, IntegerBox(centre - reach, centre + reach))
+
+
+def test_small_programs_are_brought_near_their_optimum() -> None:
+    near = 0
+    for seed in range(12):
+        program = _pair(seed, inputs=4, hidden=2, reach=4)
+        side = torch.arange(-4, 5, dtype=torch.float64)
+        errors = torch.zeros(len(side) ** 4, len(program.input_low) - 4, dtype=torch.float64)
+        every = torch.cat([torch.cartesian_prod(side, side, side, side), errors], dim=1)
+        objective = _objective(program, 1 - 2 * (seed % 2))
+        truth = _least(program, every, objective)
+        points = _aligned(program, objective, seed)
+        path = descend(program, points[(forward(program, points)[0] @ objective).argmin()], objective, 20)
+        reached = _least(program, path, objective)
+        assert truth <= reached <= 0.8 * truth < 0
+        near += reached <= 0.9 * truth
+    assert near >= 8
+
+
+def test_points_are_integers_inside_the_box() -> None:
+    program = _pair(0)
+    points = _aligned(program, _objective(program, 1), 0)
+    assert len(points)
+    assert torch.equal(points, points.round())
+    assert bool(((program.input_low <= points) & (points <= program.input_high)).all())
+
+
+def test_more_is_found_than_by_gradients() -> None:
+    """Nothing but rounding separates these networks."""
+    for seed in range(4):
+        program = _pair(seed)
+        objective = _objective(program, 1)
+        generator = torch.Generator().manual_seed(seed)
+        starts = random_starts(program, 64, generator)
+        points, _ = signed_gradient(program, starts, objective.repeat(64, 1), 40, generator)
+        plain, aligned = (_least(program, found, objective) for found in (points, _aligned(program, objective, seed, 2)))
+        assert aligned < 1.3 * plain < 0
+
+
+def test_programs_without_steps_are_refused() -> None:
+    program = _pair(0)
+    assert Aligner.supports(program)
+    assert not Aligner.supports(replace(program, has_value=torch.zeros_like(program.has_value)))
+
+
+def test_a_late_climb_finds_nothing() -> None:
+    program = _pair(0)
+    aligner = Aligner(program, SoftRows, torch.Generator().manual_seed(0))
+    assert not len(aligner.climb((program.input_low + program.input_high) / 2, _objective(program, 1), lambda: True))
+
+
+def test_rows_may_be_left_at_a_price() -> None:
+    rows = SoftRows(np.array([[1.0, 1.0]]), np.zeros(2), np.full(2, 4.0))
+    none, one = np.array([-np.inf]), np.array([1.0])
+    cheap = rows.solve(np.array([-1.0, -2.0]), one * 0.5, none, one, 5.0)
+    dear = rows.solve(np.array([-1.0, -2.0]), one * 1.5, none, one, 5.0)
+    dearest = rows.solve(np.array([-1.0, -2.0]), one * 3.0, none, one, 5.0)
+    assert [None if found is None else found.tolist() for found in (cheap, dear, dearest)] == [[4, 4], [0, 4], [0, 1]]
+    inside = rows.solve(np.zeros(2), one, np.array([5.0]), np.array([6.0]), 5.0)
+    assert inside is not None
+    assert 5 <= inside.sum() <= 6

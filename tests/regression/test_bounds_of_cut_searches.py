@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -54,7 +55,8 @@ def test_an_earlier_reason_does_not_outlive_a_proof(query: EquivalenceQuery, mon
         return True
 
     monkeypatch.setattr(engine._Search, "_search", proved)
-    search = engine._Search(query, Judge(query), Fraction(0), BAB, lambda _: None, None, engine.SolverProcesses(), None)
+    asked = replace(query, delta=Fraction(1, 5))
+    search = engine._Search(asked, Judge(asked), Fraction(0), BAB, lambda _: None, None, engine.SolverProcesses(), None)
     finding = search.run()
     assert finding.proved
     assert finding.reason is None

@@ -59,7 +59,7 @@ SWEEP_LIMIT = 1 << 37
 SWEEP_CHUNK = 1 << 14
 HARDENING = ((None, 2, 60), (3, 8, 200))
 """Cases, paths a case and steps of the attack with hardening staircases: all cases, then the most promising."""
-HARDENING_SECONDS, HARDENING_SHARE = 10.0, 0.1
+HARDENING_SECONDS, HARDENING_SHARE = 10.0, 0.2
 """Most seconds that it takes, or part of the time that is left."""
 
 Stage = Callable[[Question], None]

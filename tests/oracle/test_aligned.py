@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qertify.attack import aligned
 from qertify.attack.aligned import Aligner
 from qertify.attack.gradient import forward, random_starts, signed_gradient
 from qertify.attack.lattice import descend
@@ -20,8 +21,9 @@ from qertify.network.real import RealDense, RealInput, RealNetwork, Relu, as_rea
 from qertify.network.staircase import Rounding, shift_steps
 from qertify.network.tensor import QuantizationParameters, as_integers
 from qertify.search.difference_rows import DifferenceRows
-from qertify.search.paired_input import grid
+from qertify.search.paired_input import grid, interval
 from qertify.specification.region import IntegerBox
+from tests.oracle.random_pairs import quantized_pair
 
 
 def _program(left: RealNetwork, right: Network, box: IntegerBox) -> Program:
@@ -108,8 +110,8 @@ def test_more_is_found_than_by_gradients() -> None:
         generator = torch.Generator().manual_seed(seed)
         starts = random_starts(program, 64, generator)
         points, _ = signed_gradient(program, starts, objective.repeat(64, 1), 40, generator)
-        plain, aligned = (_least(program, found, objective) for found in (points, _aligned(program, objective, seed, 2)))
-        assert aligned < 1.3 * plain < 0
+        plain, better = (_least(program, found, objective) for found in (points, _aligned(program, objective, seed, 2)))
+        assert better < 1.3 * plain < 0
 
 
 def test_programs_without_steps_are_refused() -> None:
@@ -124,8 +126,28 @@ def test_a_late_climb_finds_nothing() -> None:
     assert not len(aligner.climb((program.input_low + program.input_high) / 2, _objective(program, 1), lambda: True))
 
 
+def test_cuts_keep_what_real_inputs_can_be() -> None:
+    left, right = quantized_pair(np.random.default_rng(1), 3, 1)
+    inputs = interval(right, np.full(3, -0.1), np.array([0.2, 0.21, 0.35]))
+    program = compile_difference(left, right, inputs.box, inputs.relation, (), DifferenceRows(left, right, (0,))).program
+    cuts, limits = aligned._cuts(program)
+    assert program.coupled is not None
+    assert program.coupled_corners is not None
+    assert 0 < len(cuts) <= 4 * len(program.coupled)
+    for pair, corners in zip(program.coupled, program.coupled_corners, strict=True):
+        x = torch.zeros(len(corners), len(program.input_low), dtype=torch.float64)
+        x[:, pair] = corners
+        own = (cuts[:, pair] != 0).any(1)
+        assert bool((x @ cuts[own].T <= limits[own] + 1e-9).all())
+        ends = torch.stack([corners.amin(0), corners.amax(0)])
+        box = torch.cartesian_prod(ends[:, 0], ends[:, 1])
+        outside = ((box[:, None] != corners[None]).any(-1)).all(1)
+        x[: len(box), pair] = box
+        assert torch.equal((x[: len(box)] @ cuts[own].T > limits[own] + 1e-9).any(1), outside)
+
+
 def test_rows_may_be_left_at_a_price() -> None:
-    rows = SoftRows(np.array([[1.0, 1.0]]), np.zeros(2), np.full(2, 4.0))
+    rows = SoftRows(np.array([[1.0, 1.0]]), np.zeros(2), np.full(2, 4.0), np.zeros((0, 2)), np.zeros(0))
     none, one = np.array([-np.inf]), np.array([1.0])
     cheap = rows.solve(np.array([-1.0, -2.0]), one * 0.5, none, one, 5.0)
     dear = rows.solve(np.array([-1.0, -2.0]), one * 1.5, none, one, 5.0)
@@ -134,3 +156,7 @@ def test_rows_may_be_left_at_a_price() -> None:
     inside = rows.solve(np.zeros(2), one, np.array([5.0]), np.array([6.0]), 5.0)
     assert inside is not None
     assert 5 <= inside.sum() <= 6
+    cut = SoftRows(np.array([[1.0, 1.0]]), np.zeros(2), np.full(2, 4.0), np.array([[0.0, 1.0]]), np.array([3.0]))
+    found = cut.solve(np.array([-1.0, -2.0]), one * 0.5, none, one, 5.0)
+    assert found is not None
+    assert found.tolist() == [4, 3]

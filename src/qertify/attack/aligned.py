@@ -46,8 +46,8 @@ class Rows(Protocol):
         ...
 
 
-RowsOf = Callable[[FloatArray, FloatArray, FloatArray], Rows]
-"""The solver for a matrix (rows, n) and a box, (n,) each."""
+RowsOf = Callable[[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray], Rows]
+"""The solver for a matrix (rows, n), a box, (n,) each, and cuts·x ≤ limits, (cuts, n) and (cuts,)."""
 
 
 class Aligner:
@@ -65,7 +65,9 @@ class Aligner:
         self._matrix = program.input_matrix[self._first]
         self._constant = program.constant[self._first]
         self._step = program.spacing[self._first].clamp(min=1)
-        self._rows = rows(self._matrix.numpy(), program.input_low.numpy(), program.input_high.numpy())
+        cuts, limits = _cuts(program)
+        box = program.input_low.numpy(), program.input_high.numpy()
+        self._rows = rows(self._matrix.numpy(), *box, cuts.numpy(), limits.numpy())
 
     @staticmethod
     def supports(program: Program) -> bool:
@@ -213,3 +215,26 @@ def _staircases(program: Program) -> Tensor:
 def _first_staircases(program: Program) -> Tensor:
     """Positions of the staircases that read inputs only."""
     return torch.nonzero(_staircases(program) & (program.unit_matrix == 0).all(1))[:, 0]
+
+
+def _cuts(program: Program) -> tuple[Tensor, Tensor]:
+    """What coupled pairs of inputs satisfy besides the box: cuts·x ≤ limits, one for each of its corners that they miss."""
+    count = len(program.input_low)
+    if program.coupled is None or program.coupled_corners is None:
+        return torch.zeros(0, count, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+    pairs, corners = torch.arange(len(program.coupled)), program.coupled_corners
+    cuts: list[Tensor] = []
+    limits: list[Tensor] = []
+    for sign in torch.cartesian_prod(torch.tensor([1.0, -1.0]), torch.tensor([1.0, -1.0])).double():
+        first, second = (corners * sign).unbind(-1)  # the corner of the box is where both are greatest
+        last = first == first.amax(1, keepdim=True)
+        end, top = torch.where(last, second, -torch.inf).amax(1), second.amax(1)
+        before = torch.where(second == top[:, None], first, -torch.inf).amax(1)
+        normal = torch.stack([top - end, first.amax(1) - before], dim=1) * sign
+        misses = torch.nonzero(normal.abs().amin(1) > 0)[:, 0]
+        cut = torch.zeros(len(misses), count, dtype=torch.float64)
+        size = normal[misses].abs().amax(1)
+        cut[pairs[: len(misses), None], program.coupled[misses]] = normal[misses] / size[:, None]
+        cuts.append(cut)
+        limits.append((corners[misses] * normal[misses][:, None]).sum(-1).amax(1) / size)
+    return torch.cat(cuts), torch.cat(limits)

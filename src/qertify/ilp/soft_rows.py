@@ -20,22 +20,25 @@ class SoftRows:
 
     Args:
         matrix: (rows, columns). low, high: (columns,), finite.
+        cuts, limits: cuts·x ≤ limits holds as well, whatever it costs; (cuts, columns) and (cuts,).
     """
 
-    def __init__(self, matrix: FloatArray, low: FloatArray, high: FloatArray) -> None:
+    def __init__(self, matrix: FloatArray, low: FloatArray, high: FloatArray, cuts: FloatArray, limits: FloatArray) -> None:
         self._rows, self._inputs = matrix.shape
         self._columns = self._inputs + 2 * self._rows
         lp: Any = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = self._columns, self._rows
+        lp.num_col_, lp.num_row_ = self._columns, self._rows + len(limits)
         lp.col_cost_ = np.zeros(self._columns)
         lp.col_lower_ = np.concatenate([low, np.zeros(2 * self._rows)])
         lp.col_upper_ = np.concatenate([high, np.full(2 * self._rows, np.inf)])
-        lp.row_lower_, lp.row_upper_ = np.full(self._rows, -np.inf), np.full(self._rows, np.inf)
+        lp.row_lower_ = np.full(self._rows + len(limits), -np.inf)
+        lp.row_upper_ = np.concatenate([np.full(self._rows, np.inf), limits])
         short = np.eye(self._rows)
-        every = np.concatenate([matrix, short, -short], axis=1).T
+        soft, hard = np.concatenate([matrix, short, -short], axis=1), np.pad(cuts, ((0, 0), (0, 2 * self._rows)))
+        every = np.concatenate([soft, hard]).T
         used = every != 0
         lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-        lp.a_matrix_.num_col_, lp.a_matrix_.num_row_ = self._columns, self._rows
+        lp.a_matrix_.num_col_, lp.a_matrix_.num_row_ = lp.num_col_, lp.num_row_
         lp.a_matrix_.start_ = np.concatenate([[0], used.sum(axis=1).cumsum()]).astype(np.int32)
         lp.a_matrix_.index_ = np.nonzero(used)[1].astype(np.int32)
         lp.a_matrix_.value_ = every[used]

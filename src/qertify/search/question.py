@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qertify.attack.aligned import Aligner
 from qertify.attack.gradient import signed_gradient
 from qertify.attack.lattice import descend
 from qertify.bounds.program import Program
@@ -22,6 +23,7 @@ from qertify.network.tensor import IntegerArray
 from qertify.options import Options
 from qertify.parallel.executor import Executor
 from qertify.result import Evidence, Reason
+from qertify.search.alignment import Alignment
 from qertify.search.proof import ProofLog
 from qertify.search.tree import SearchTree
 from qertify.specification.cases import Case
@@ -35,6 +37,8 @@ POLISH_REACH = 0.1
 DESCENT_ROUNDS = 100
 DESCENT_PAUSE = 4.0
 """Time between two local searches, as a multiple of what the last one took."""
+LEVELS = 1024
+"""Most levels of a case that an attack tells apart."""
 
 
 @dataclass(slots=True)
@@ -85,6 +89,7 @@ class Question:
     program: Program | None = None
     refined: bool = False
     next_descent: float = 0.0
+    alignment: Alignment | None = None
     run: Run | None = None
     executor: Executor | None = None
     stopped: Callable[[], bool] = lambda: False
@@ -141,8 +146,26 @@ class Question:
         if found is None and start >= self.next_descent:
             best = int((reached / objective.abs().amax(-1).clamp(min=1)).argmin())
             found = self.replay(descend(self.program, points[best], objective[best], DESCENT_ROUNDS, self.late))
+            if found is None and (aligned := self.aligned()) is not None:
+                found = aligned.climb(points[best], objective[best])
+                found = aligned.explore() if found is None else found
             self.next_descent = time.monotonic() + DESCENT_PAUSE * (time.monotonic() - start)
         return found
+
+    def aligned(self) -> Alignment | None:
+        """The attack that aligns rounding errors; None where the program has none to align or is too large."""
+        program = self.program
+        if program is None or not Aligner.supports(program):
+            return None
+        if self.alignment is None or self.alignment.program is not program:
+            parts = tuple(part for case in self.cases for part in self.splitter.objectives(case))
+            levels = tuple(
+                level
+                for case in self.cases
+                for level in (self.splitter.levels(case) if case.last - case.first < LEVELS else (case,))
+            )
+            self.alignment = Alignment(program, parts, levels, self.replay, self.generator, self.late)
+        return self.alignment
 
     def _inside(self, candidates: Tensor) -> Tensor:
         assert self.program is not None

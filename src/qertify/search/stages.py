@@ -59,8 +59,8 @@ SWEEP_LIMIT = 1 << 37
 SWEEP_CHUNK = 1 << 14
 HARDENING = ((None, 2, 60), (3, 8, 200))
 """Cases, paths a case and steps of the attack with hardening staircases: all cases, then the most promising."""
-HARDENING_SECONDS, HARDENING_SHARE = 10.0, 0.2
-"""Most seconds that it takes, or part of the time that is left."""
+ATTACK_SECONDS, ATTACK_SHARE = 10.0, 0.2
+"""Most seconds that it takes, or that aligning roundings takes; or part of the time that is left."""
 
 Stage = Callable[[Question], None]
 
@@ -160,11 +160,16 @@ def attack(restarts: int, steps: int, hardened: bool, name: str) -> Callable[[Qu
     return stage
 
 
+def _until(question: Question, most: float, share: float) -> float:
+    """The time at which so many seconds, or such a part of what is left of the question's, are over."""
+    now = time.monotonic()
+    return now + (most if question.deadline is None else min(most, (question.deadline - now) * share))
+
+
 def _harden(question: Question, domains: Domains, points: Tensor, reached: Tensor) -> IntegerArray | None:
     """Go on from points, (cases, count, n), that reach objectives (cases, count), through staircases that harden."""
     assert question.program is not None
-    now = time.monotonic()
-    until = now + HARDENING_SECONDS if question.deadline is None else now + (question.deadline - now) * HARDENING_SHARE
+    until = _until(question, ATTACK_SECONDS, ATTACK_SHARE)
     gap = reached.amin(1) - domains.limit
     for cases, paths, steps in HARDENING:
         order = gap.argsort()[:cases]
@@ -181,6 +186,19 @@ def _harden(question: Question, domains: Domains, points: Tensor, reached: Tenso
             return found
         gap[order] = attained.reshape(len(order), -1).amin(1) - domains.limit[order]
     return None
+
+
+def align(question: Question) -> None:
+    """The attack that aligns rounding errors."""
+    if not question.cases or (question.program is None and not compile_cases(question)):
+        return
+    aligned = question.aligned()
+    if aligned is None:
+        return
+    found = aligned.search(_until(question, ATTACK_SECONDS, ATTACK_SHARE))
+    if found is not None:
+        question.decision.counterexample, question.decision.method = found, "attack"
+    question.say(f"aligned roundings: {'counterexample' if found is not None else 'none found'}")
 
 
 def narrow(question: Question) -> None:
@@ -241,8 +259,7 @@ def dual(question: Question) -> None:
 
 def _refine(question: Question, program: Program) -> Program:
     """Tighter ranges of a large network's nodes, and the program that they make; no cases may be left."""
-    share = REFINE_SECONDS if question.deadline is None else (question.deadline - time.monotonic()) * REFINE_SHARE
-    until = time.monotonic() + min(REFINE_SECONDS, share)
+    until = _until(question, REFINE_SECONDS, REFINE_SHARE)
     question.known = refine(question.network, question.known, program, lambda: question.late() or time.monotonic() > until)
     low, high = (bound[0].reshape(-1)[question.splitter.view.element] for bound in question.known[question.splitter.view.node])
     question.splitter = question.splitter.narrowed(low, high)

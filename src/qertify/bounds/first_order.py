@@ -111,7 +111,7 @@ class _Descent:
         )
         narrowed = (domains.low > exact.low) | (domains.high < exact.high)
         self.splits = narrowed.float() / program.spacing.clamp(min=1)
-        wanted = torch.where(start[:, :2].isnan(), chord[:, None], start[:, :2] / program.spacing)
+        wanted = torch.where(start[:, :2].isnan(), chord[:, None], start[:, :2] / program.spacing.clamp(min=1))
         self.parameters = torch.cat([(wanted - self._least()) / self._width().clamp(min=1e-12), start[:, 2:].nan_to_num()], 1)
         self.parameters[:, :2].clamp_(0, 1)
         self.first, self.second = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
@@ -125,7 +125,7 @@ class _Descent:
 
     def slopes(self, parameters: Tensor) -> Tensor:
         """What a later search may start from, (batch, 3, N), for parameters of this batch."""
-        found = (self._least() + parameters[:, :2] * self._width()) * self.program.spacing
+        found = (self._least() + parameters[:, :2] * self._width()) * self.program.spacing.clamp(min=1)
         return torch.cat([found, parameters[:, 2:]], 1).half()
 
     def choose_start(self, follows: Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from qertify.bounds.interior_point import initial_multipliers
 from qertify.bounds.operate import compile_operators
 from qertify.bounds.program import Program
 from qertify.bounds.refine import refine
+from qertify.bounds.relaxers import relax_parts
 from qertify.network.evaluate import evaluate, evaluate_nodes
 from qertify.network.network import Network
 from qertify.network.ranges import Range, ranges
@@ -91,6 +94,28 @@ def test_first_order_bounds_hold_and_are_better_than_chords(start: int) -> None:
         better += int((margin > chords)[undecided].sum())
         worse += int((margin < chords)[undecided].sum())
     assert better > 2 * worse
+
+
+def test_a_search_goes_on_from_the_slopes_of_another() -> None:
+    """As good as where the other ended, without a step."""
+    gained = 0
+    for seed in range(PER_TEST):
+        network, box, property_, known, _ = _question(seed)
+        splitter = splitter_of(network, property_, known)
+        if not splitter.cases():
+            continue
+        program = compile_operators(network, box, known, splitter.view, tuple(range(network.output_size)))
+        domains = root_domains(program, splitter.cases())
+        domains = replace(domains, limit=torch.full_like(domains.limit, 1e9))  # never enough
+        found = FirstOrder(program).relax(domains, 40)
+        chords = FirstOrder(program).relax(domains, 0)
+        again = FirstOrder(program).relax(domains, 0, found.slopes)
+        rounding = 0.01 * (found.bound - chords.bound).abs() + 1e-2 * found.bound.abs() + 1
+        assert bool((again.bound >= found.bound - rounding).all()), f"seed {seed}"
+        gained += int((again.bound > chords.bound + rounding).sum())
+        parts = relax_parts(FirstOrder(program), domains, [None, *(found.slopes[1:] if found.slopes is not None else ())])
+        assert parts.bound.isfinite().all()
+    assert gained > 5
 
 
 @pytest.mark.parametrize("matrices", [0, 1600])

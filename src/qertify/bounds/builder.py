@@ -49,7 +49,7 @@ class Builder:
         self._steps: list[Steps] = []
         self._divisors: list[FloatArray] = []
         self._slacks: list[FloatArray] = []
-        self._follows: list[tuple[int, int]] = []
+        self._follows: list[tuple[int, int, int]] = []
         self._coupled: tuple[IntegerArray, FloatArray] | None = None
 
     @property
@@ -101,10 +101,10 @@ class Builder:
         form[rows, chosen] = 1.0
         return form
 
-    def follow(self, first: int, rectifiers: IntegerArray) -> None:
-        """Say that the rows from position ``first`` on compare the values of rectifiers, given by their rows in forms."""
+    def follow(self, first: int, rectifiers: IntegerArray, takes: int) -> None:
+        """Say that rows from position ``first`` on follow rectifiers, given by their rows in forms."""
         place = {row: unit for unit, row in enumerate(np.concatenate(self._unit_rows).tolist())}
-        self._follows += [(first + offset, place[row]) for offset, row in enumerate(rectifiers.tolist())]
+        self._follows += [(first + offset, place[row], takes) for offset, row in enumerate(rectifiers.tolist())]
 
     def couple(self, pairs: IntegerArray, corners: FloatArray) -> None:
         """Confine pairs of inputs, (m, 2) positions among all inputs, to the hulls of their corners, (m, 8, 2)."""
@@ -257,13 +257,13 @@ class Builder:
         low, high = known[0].reshape(-1)[element], known[1].reshape(-1)[element]
         self._append(units, form.reshape(form.shape[0], -1)[:, element], low, high, [None] * len(classes))
 
-    def _followed(self, count: int) -> torch.Tensor | None:
+    def _followed(self, count: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
         if not self._follows:
-            return None
-        result = torch.full((count,), -1, dtype=torch.long)
-        for row, unit in self._follows:
-            result[row] = unit
-        return result
+            return None, None
+        follows, takes = torch.full((count,), -1, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
+        for row, unit, sign in self._follows:
+            follows[row], takes[row] = unit, sign
+        return follows, takes
 
     def finish(self) -> Program:
         """The program of everything added so far.
@@ -311,6 +311,7 @@ class Builder:
         if count and max(equation_size.max(), *(np.abs(bound).max() for bound in bounds)) >= EXACT_FLOAT64 / 2:
             reason = "sums of 2⁵² or more are not supported by the bounds"
             raise UnsupportedModelError(self._units[-1].node, "network", None, reason)
+        follows, takes = self._followed(count)
         return Program(
             units=tuple(self._units),
             blocks=tuple(self._blocks),
@@ -330,7 +331,8 @@ class Builder:
             equation_size=convert(equation_size),
             divisor=convert(divisor) if divisor.any() else None,
             slack=convert(slack) if slack.any() else None,
-            follows=self._followed(count),
+            follows=follows,
+            takes=takes,
             coupled=None if self._coupled is None else convert(self._coupled[0]),
             coupled_corners=None if self._coupled is None else convert(self._coupled[1]),
         )

@@ -11,16 +11,17 @@ quantization: Zhang et al., QEBVerif, CAV 2023.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from qertify.bounds.difference_range import LINK_PARTS, linked_difference, value_difference
 from qertify.bounds.dual import Domains, prove
+from qertify.bounds.first_order import FirstOrder
 from qertify.bounds.forms import Bounds, DenseForms, Forms, Mixture, OutputRows, Value
 from qertify.bounds.input_relation import InputRelation
-from qertify.bounds.interior_point import initial_multipliers
+from qertify.bounds.interior_point import Following, initial_multipliers
 from qertify.bounds.operator_forms import OperatorForms
 from qertify.bounds.program import Program
 from qertify.bounds.sides import Pair, QuantizedSide, RealSide
@@ -34,6 +35,9 @@ SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
 BATCH, ENTRIES = 128, 1 << 19
 """Most paired accumulators, and objectives times units, whose ranges are tightened together."""
+FEW_UNITS, FEWER_UNITS, STEPS = 800, 400, 10
+"""Up to so many units a first-order search of so many steps tightens ranges of differences, and those of accumulators."""
+SIGNS = (1.0, -1.0)
 DENSE_LIMIT = 3000
 """Most activations of both networks together for matrices."""
 
@@ -153,12 +157,12 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
     if isinstance(left, QuantizedSide) or not unsettled.size:
         return
     width = np.maximum(bounds[2][1] - bounds[2][0], 1)
-    for end in (np.maximum(bounds[2][1], 0), np.maximum(-bounds[2][0], 0)):
+    for takes, end in ((1, np.maximum(bounds[2][1], 0)), (-1, np.maximum(-bounds[2][0], 0))):
         share = np.clip(np.round(LINK_PARTS * end / width), 0, LINK_PARTS)
         low, high = linked_difference(right, pair, bounds[1], bounds[2], factor, scale, share)
         parts = ((value, LINK_PARTS * raise_ * one), (code, -LINK_PARTS * scale * one))
         linked = Mixture((*parts, (own, -share * up), (other, share * factor)), apart.bits)
-        forms.add_rows(linked, unsettled, low[unsettled], high[unsettled])
+        forms.add_rows(linked, unsettled, low[unsettled], high[unsettled], value, takes)
 
 
 def _tighten(
@@ -191,18 +195,31 @@ def _tightened(
     fork.add_rows(mixture, part, low, high)
     program = fork.finish()
     best = torch.from_numpy(np.stack([low, -high]))
-    for rows in torch.arange(part.size).split(max(1, ENTRIES // len(program.units))):
+    units = len(program.units)
+    descent = None
+    if forms.units and units <= (FEW_UNITS if len(mixture.terms) > 1 else FEWER_UNITS):
+        descent = FirstOrder(program, late)
+    for rows in torch.arange(part.size).split(max(1, ENTRIES // units)):
         if late():
             break
-        count = len(rows)
-        objective = torch.zeros(count, len(program.units), dtype=torch.float64)
-        objective[torch.arange(count), forms.units + rows] = 1.0
-        low_, high_ = (bound.expand(count, -1) for bound in (program.low, program.high))
-        given = Domains(low_, high_, objective, best[0, rows])
-        for following in (False, True)[: 1 if program.follows is None else 2]:
-            multipliers = initial_multipliers(program, given, following)
-            for side, sign in enumerate((1.0, -1.0)):
-                domains = Domains(low_, high_, sign * objective, best[side, rows])
-                bound = prove(program, domains, sign * multipliers).margin + best[side, rows]
+        objective = torch.zeros(len(rows), units, dtype=torch.float64)
+        objective[torch.arange(len(rows)), forms.units + rows] = 1.0
+        ends = [bound.expand(len(rows), -1) for bound in (program.low, program.high)]
+        sides = [Domains(ends[0], ends[1], sign * objective, best[side, rows]) for side, sign in enumerate(SIGNS)]
+        tries = [
+            [sign * multipliers for sign in SIGNS]
+            for following in (Following if program.follows is not None else (Following.NONE,))
+            for multipliers in [initial_multipliers(program, sides[0], following)]
+        ]
+        if descent is not None:
+            tries.append(
+                [
+                    descent.relax(replace(side, limit=-best[1 - number, rows]), STEPS).multipliers
+                    for number, side in enumerate(sides)
+                ]
+            )
+        for multipliers in tries:
+            for side, domains in enumerate(sides):
+                bound = prove(program, domains, multipliers[side]).margin + domains.limit
                 best[side, rows] = torch.maximum(best[side, rows], bound)
     return best[0].numpy(), -best[1].numpy()

@@ -41,7 +41,7 @@ def single(program: Program) -> Program:
     """The same program in float32, for passes whose results are not trusted."""
     names = (
         "input_low", "input_high", "constant", "spacing", "unevenness", "has_value", "low", "high",
-        "divisor", "slack", "coupled_corners",
+        "divisor", "slack", "coupled_corners", "input_matrix", "unit_matrix",
     )  # fmt: skip
     given = {name: getattr(program, name) for name in names}
     return replace(program, **{name: value.float() for name, value in given.items() if value is not None})
@@ -79,10 +79,11 @@ def fans(program: Program, low: Tensor, high: Tensor) -> Fans:
         under_least = torch.where(rectifier, torch.where(unstable, 0.0, chord), under_least)
         over_least = torch.where(rectifier, chord, over_least)
         under, over = torch.where(rectifier, torch.where(unstable, steepest, chord), under), torch.where(rectifier, chord, over)
-        if program.follows is not None:
+        if program.follows is not None and program.takes is not None:
             follows = program.follows >= 0
             chord = torch.where(follows, unstable[:, program.follows.clamp(min=0)].to(chord.dtype), chord)
-            under, over = torch.where(follows, 1.0, under), torch.where(follows, 1.0, over)
+            under = torch.where(follows, (program.takes >= 0).to(chord.dtype), under)
+            over = torch.where(follows, (program.takes <= 0).to(chord.dtype), over)
     return Fans(under_least, (under - under_least).clamp(min=0), over_least, (over - over_least).clamp(min=0), chord)
 
 

@@ -106,9 +106,19 @@ class Forms(Protocol):
         ...
 
     def add_rows(
-        self, mixture: Mixture, elements: IntegerArray, low: FloatArray, high: FloatArray, follows: Value | None = None
+        self,
+        mixture: Mixture,
+        elements: IntegerArray,
+        low: FloatArray,
+        high: FloatArray,
+        follows: Value | None = None,
+        takes: int = 0,
     ) -> None:
-        """Rows: elements of a mixture, whose ranges are known; they may follow one of its terms, values of rectifiers."""
+        """Rows: elements of a mixture, whose ranges are known; they may follow one of its terms, values of rectifiers.
+
+        Args:
+            takes: as in `Program`.
+        """
         ...
 
     def add_outputs(self, left: Value, right: Value, outputs: OutputRows) -> int:
@@ -198,11 +208,17 @@ class DenseForms:
         return low - mixture.slack, high + mixture.slack
 
     def add_rows(
-        self, mixture: Mixture, elements: IntegerArray, low: FloatArray, high: FloatArray, follows: Value | None = None
+        self,
+        mixture: Mixture,
+        elements: IntegerArray,
+        low: FloatArray,
+        high: FloatArray,
+        follows: Value | None = None,
+        takes: int = 0,
     ) -> None:
         builder, form = self.builder, self._mixed(mixture, elements)
         if follows is not None:
-            builder.follow(builder.units, _dense(follows).flat().form[:, elements].argmax(axis=0))
+            builder.follow(builder.units, _dense(follows).flat().form[:, elements].argmax(axis=0), takes)
         slack = mixture.slack[elements]
         builder.add_rows([None] * elements.size, form, low.astype(np.int64), high.astype(np.int64), slack)
 

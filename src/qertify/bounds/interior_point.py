@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -52,21 +53,35 @@ class Relaxation:
     slopes: Tensor | None = None
 
 
-def initial_multipliers(program: Program, domains: Domains, following: bool = False) -> Tensor:
+class Following(Enum):
+    """Which rows take the weights of rectifiers over that have both phases."""
+
+    NONE = "none"
+    VALUES = "values"
+    """Those of the difference of values alone."""
+    LINKS = "links"
+    """Those of the difference less a part of that of the accumulators, each for the sign that it is made for."""
+
+
+def initial_multipliers(program: Program, domains: Domains, following: Following = Following.NONE) -> Tensor:
     """λ_u = a_u · (slope of the chord of σ_u), from the last block to the first. Shape (batch, N).
 
     Args:
-        following: let the weight of a rectifier in both its phases go to the row that follows it, and on from there.
+        following: the weight that rows take over goes on from there.
     """
     slope = _chords(program, domains)
-    if following and program.follows is not None:
+    falling = slope
+    if following is not Following.NONE and program.follows is not None and program.takes is not None:
         partner = program.follows.clamp(min=0)
-        unstable = (domains.low[:, partner] < 0) & (domains.high[:, partner] > 0)
-        slope = torch.where(program.follows >= 0, unstable.to(slope.dtype), slope)
+        unstable = (domains.low[:, partner] < 0) & (domains.high[:, partner] > 0) & (program.follows >= 0)
+        rising_rows, falling_rows = (
+            unstable & ((program.takes == 0) | (program.takes == sign) & (following is Following.LINKS)) for sign in (1, -1)
+        )
+        slope, falling = torch.where(rising_rows, 1.0, slope), torch.where(falling_rows, 1.0, slope)
     result = torch.zeros_like(domains.objective)
 
     def follow(start: int, stop: int, weight: Tensor) -> Tensor:
-        result[:, start:stop] = weight * slope[:, start:stop]
+        result[:, start:stop] = weight * torch.where(weight > 0, slope[:, start:stop], falling[:, start:stop])
         return result[:, start:stop]
 
     program.backward(domains.objective, follow)
@@ -80,14 +95,18 @@ def _chords(program: Program, domains: Domains) -> Tensor:
 
 
 def first_multipliers(program: Program, domains: Domains) -> Tensor:
-    """The better of the two, domain by domain."""
-    chords = initial_multipliers(program, domains)
+    """The best of these, domain by domain."""
+    result = initial_multipliers(program, domains)
     if program.follows is None:
-        return chords
+        return result
     z, y = corners(program, domains.low, domains.high)
-    others = initial_multipliers(program, domains, following=True)
-    better = value(program, domains, z, y, others) > value(program, domains, z, y, chords)
-    return torch.where(better[:, None], others, chords)
+    best = value(program, domains, z, y, result)
+    for following in (Following.VALUES, Following.LINKS):
+        others = initial_multipliers(program, domains, following)
+        found = value(program, domains, z, y, others)
+        result = torch.where((found > best)[:, None], others, result)
+        best = torch.maximum(best, found)
+    return result
 
 
 def _longest(relative_change: Tensor) -> Tensor:

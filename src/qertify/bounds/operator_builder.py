@@ -34,6 +34,7 @@ class OperatorBuilder:
         self._divisors: list[FloatArray] = []
         self._slacks: list[FloatArray] = []
         self._follows: list[IntegerArray] = []
+        self._takes: list[FloatArray] = []
         self._input_index: list[IntegerArray] = []
         self._input_ranges: list[Ends] = []
         self._inputs = 0
@@ -73,13 +74,14 @@ class OperatorBuilder:
         divisor: float = 0.0,
         slack: FloatArray | None = None,
         follows: IntegerArray | None = None,
+        takes: int = 0,
     ) -> int:
         """One block of units; returns the first's number.
 
         Args:
             ends: of the accumulators. values: of the staircases.
             rows: of `levels`; None for units without thresholds.
-            divisor: of rectifiers. slack: of the accumulators. follows: as in `Program`.
+            divisor: of rectifiers. slack: of the accumulators. follows, takes: as in `Program`.
         """
         first, count = len(self.units), len(units)
         self.units += units
@@ -91,6 +93,7 @@ class OperatorBuilder:
         self._divisors.append(np.full(count, divisor))
         self._slacks.append(np.zeros(count) if slack is None else slack)
         self._follows.append(np.full(count, -1, dtype=np.int64) if follows is None else follows)
+        self._takes.append(np.full(count, float(takes)))
         return first
 
     def add_outputs(
@@ -103,10 +106,11 @@ class OperatorBuilder:
         slack: FloatArray | None = None,
         followed: Followed | None = None,
         follows: IntegerArray | None = None,
+        takes: int = 0,
     ) -> None:
         """Units without a value: elements of a node of ``size`` elements."""
         nothing = np.zeros(len(units))
-        first = self.add_units(units, ends, (nothing, nothing), slack=slack, follows=follows)
+        first = self.add_units(units, ends, (nothing, nothing), slack=slack, follows=follows, takes=takes)
         self.steps.append(OutputsOperator(source, size, torch.from_numpy(chosen), first, followed))
 
     def finish(self) -> Program:
@@ -123,6 +127,7 @@ class OperatorBuilder:
         input_low, input_high = _joined(self._input_ranges)
         divisor, slack = (torch.from_numpy(np.concatenate(parts)) for parts in (self._divisors, self._slacks))
         follows = torch.from_numpy(np.concatenate(self._follows))
+        following = bool((follows >= 0).any())
         operators = Operators(tuple(self.steps), self._inputs, len(self.units))
         largest_x = torch.maximum(input_low.abs(), input_high.abs()).clamp(min=1)
         largest_y = torch.maximum(first_value.abs(), last_value.abs()).clamp(min=1)
@@ -157,7 +162,8 @@ class OperatorBuilder:
             equation_size=sizes.units[0] + slack,
             divisor=divisor if bool(divisor.any()) else None,
             slack=slack if bool(slack.any()) else None,
-            follows=follows if bool((follows >= 0).any()) else None,
+            follows=follows if following else None,
+            takes=torch.from_numpy(np.concatenate(self._takes)) if following else None,
             coupled=pairs,
             coupled_corners=corners,
             operators=replace(operators, reach=ones.largest),

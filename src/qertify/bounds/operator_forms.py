@@ -90,7 +90,13 @@ class OperatorForms:
         return np.sum([end.min(0) for end in ends], axis=0), np.sum([end.max(0) for end in ends], axis=0)
 
     def add_rows(
-        self, mixture: Mixture, elements: IntegerArray, low: FloatArray, high: FloatArray, follows: Value | None = None
+        self,
+        mixture: Mixture,
+        elements: IntegerArray,
+        low: FloatArray,
+        high: FloatArray,
+        follows: Value | None = None,
+        takes: int = 0,
     ) -> None:
         builder, name = self.builder, f"rows{self.units}"
         sources = tuple(_named(value).name for value, _ in mixture.terms)
@@ -108,7 +114,7 @@ class OperatorForms:
         place = np.full(size, -1, dtype=np.int64)
         place[step.chosen.numpy()] = step.first + np.arange(len(step.chosen))
         following = Followed(followed, torch.from_numpy(elements), float(factor[elements[0]]))
-        builder.add_outputs(units, name, size, elements, ends, slack, following, place[elements])
+        builder.add_outputs(units, name, size, elements, ends, slack, following, place[elements], takes)
 
     def add_outputs(self, left: Value, right: Value, outputs: OutputRows) -> int:
         builder, own, other = self.builder, _named(left), _named(right)

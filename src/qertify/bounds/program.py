@@ -62,8 +62,9 @@ class Program:
         equation_size: (N,), bound on |constant| + Σ|input_matrix|·max(|x|, 1) + Σ|unit_matrix|·max(|y|, 1) + slack, not an
             integer.
         divisor: (N,), a power of two for rectifiers, 0 for other units; None where all units are staircases.
-        follows: int64 (N,), for a row that is the difference of a rectifier's value and another value, the rectifier's
-            position, −1 for all other units; None where there is no such row.
+        follows: int64 (N,), for a row that is the difference of a rectifier's value and another value, perhaps less a part of
+            their accumulators' difference, the rectifier's position, −1 for all other units; None where there is no such row.
+        takes: (N,), the sign of the multipliers that such a row is made for, 0 for both.
         coupled: int64 (m, 2), pairs of inputs that are not independent; None where all are.
         coupled_corners: (m, 8, 2), the corners of the values of each pair.
         slack: (N,), by how much an accumulator may differ from its equation, in integers; None where by nothing.
@@ -90,6 +91,7 @@ class Program:
     divisor: Tensor | None = None
     slack: Tensor | None = None
     follows: Tensor | None = None
+    takes: Tensor | None = None
     coupled: Tensor | None = None
     coupled_corners: Tensor | None = None
     operators: Operators | None = None
@@ -112,7 +114,7 @@ class Program:
         operators = self.operators.head(first)
         names = (
             "constant", "low", "high", "first_value", "spacing", "unevenness", "has_value", "equation_size", "last_value",
-            "divisor", "slack", "follows",
+            "divisor", "slack", "follows", "takes",
         )  # fmt: skip
         given = {name: getattr(self, name) for name in names}
         parts: dict[str, Any] = {name: part[: operators.units].clone() for name, part in given.items() if part is not None}

@@ -3,13 +3,15 @@
     python -m benchmarks.scaling record --out pieces.json --count 30 --timeout 20
     python -m benchmarks.scaling replay pieces.json --questions 10000 --plot scaling.svg
     python -m benchmarks.scaling ratio --model mnist_1blk_100_in_8_qu_6 --count 12
+    python -m benchmarks.scaling ratio --equivalence 1blk_100 --delta 1 4 --count 12
     python -m benchmarks.scaling split --sample 588 --radius 6
     python -m benchmarks.scaling split --equivalence 1blk_100 --bits 6 --sample 3236 --radius 6 --factor 1.05
 
 `record` answers hard published questions in this process, with the searches cut into short pieces, and writes down the time of
 every piece and which pieces it came from; and it measures what a piece costs that does nothing. `replay` schedules whole
 campaigns of such questions on 1 … 1,024 workers as the runner does: a worker a question, and where workers have nothing to do
-any more, the longest questions are cut into their pieces. `ratio` times a radius campaign with one and with two workers.
+any more, the longest questions are cut into their pieces. `ratio` times a radius campaign, or one about two networks,
+with one and with two workers, as a user starts them.
 `split` answers one question here alone, and with its search shared out among two workers, and prints wall and CPU times: is it
 robust, or do two networks stay within a factor above the difference that an attack reaches?
 """
@@ -22,6 +24,8 @@ import json
 import random
 import re
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -32,24 +36,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.equivalence import mnist_query
+from benchmarks.equivalence import data, mnist_query
 from benchmarks.published_tasks import images, published_network, tasks
 
 from qertify.campaign.runner import ENOUGH_IDLE, HELP_AFTER, HELPERS
+from qertify.campaign.store import Store, open_store
 from qertify.importers.registry import ImportOptions
 from qertify.network.storage import save
 from qertify.options import Method, Options
-from qertify.parallel.executor import InProcess, first_done
+from qertify.parallel.executor import InProcess
 from qertify.parallel.processes import Processes
 from qertify.parallel.worker import Desk, greeting
 from qertify.queries.equivalence import equivalence
-from qertify.queries.pieces import question_piece, search_piece
+from qertify.queries.pieces import question_piece
 from qertify.queries.robustness import local_robustness, verify
 from qertify.search import sharing
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 HANDS, BUDGET = 16, 0.25
 """Into how many hands the recorded searches are dealt, and seconds of their pieces."""
+UNSUPERVISED = """
+import sys
+from qertify.cli.main import run
+from qertify.cli.supervisor import Direct
+sys.exit(run(sys.argv[1:], Direct()))
+"""
+"""The command line as one process, whose CPU time the system adds up with that of its workers."""
 PIECE = re.compile(r"piece (\d+) \(of ([\d, ]+)\): .* ([\d.]+) s")
 
 
@@ -223,42 +235,56 @@ def plot(rows: Sequence[tuple[int, float, float]]) -> str:
     )
 
 
-def ratio(arguments: argparse.Namespace) -> None:
-    """One radius campaign with one and with two workers, in one run."""
-    network = published_network(f"{arguments.model}.h5")
-    pixels, labels = images("mnist")
-    samples = range(arguments.first, arguments.first + arguments.count)
-    pieces = [
-        search_piece(local_robustness(network, np.minimum(pixels[i], network.input.high), 0, label=int(labels[i])), None)
-        for i in samples
-    ]
-    walls: dict[int, float] = {}
-    answers: dict[int, list[Any]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        save(network, Path(folder) / "m.qnet")
-        first = greeting(Path(folder) / "m.qnet", ImportOptions(), Options(timeout=arguments.timeout))
-        for workers in (1, 2):
-            with closing(Processes(workers, first, network.digest)) as executor:
-                executor.prepare()
-                while executor.ready < workers:
-                    time.sleep(0.05)
-                start = time.perf_counter()
-                replies = [executor.submit(piece) for piece in pieces]
-                left = set(replies)
-                while left:
-                    left -= first_done(left, 1.0)
-                walls[workers] = time.perf_counter() - start
-                found = [reply.result()["result"] for reply in replies]
-                answers[workers] = [(item["verified_radius"], item["refuted_radius"], item["exact"]) for item in found]
-                print(f"{workers} worker(s): {walls[workers]:.1f} s for {len(pieces)} radii", flush=True)
-    same = [one == two for one, two in zip(answers[1], answers[2], strict=True) if one[2] and two[2]]
-    print(f"ratio {walls[1] / walls[2]:.2f}; {len(same)} radii exact in both, {sum(same)} of them equal")
-
-
 def cpu_seconds() -> float:
     """Of this process and of its children that have ended."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def ratio(arguments: argparse.Namespace) -> None:
+    """One campaign with one and with two workers, as a user starts it, in one run."""
+    inputs = f"{data() / 'mnist' / 't10k-images-idx3-ubyte.gz'}[{arguments.first}:{arguments.first + arguments.count}]"
+    if arguments.equivalence:
+        (path,) = (data() / "qebverif" / "mnist").glob(f"PTQ_mnist_{arguments.equivalence}_in_8_relu_0.h5")
+        flags = ["--bits", str(arguments.bits), "--scheme", "qebverif", "--float", str(path), "--input-scale", "1/255"]
+        flags += ["--radius", str(arguments.radius), *(["--delta", *arguments.delta] if arguments.delta else ["--max-delta"])]
+    else:
+        flags = ["--search-radius"]
+    with tempfile.TemporaryDirectory() as folder:
+        if not arguments.equivalence:
+            path = Path(folder) / "m.qnet"
+            save(published_network(f"{arguments.model}.h5"), path)
+        walls: list[float] = []
+        files = [Path(folder) / f"{workers}.db" for workers in (1, 2)]
+        for workers, file in enumerate(files, start=1):
+            command = [sys.executable, "-c", UNSUPERVISED, "campaign", str(path), *flags, "--inputs", inputs]
+            command += ["--timeout", str(arguments.timeout), "--workers", str(workers), "--out", str(file), "--json"]
+            start, before = time.perf_counter(), cpu_seconds()
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout)
+            walls.append(time.perf_counter() - start)
+            print(
+                f"{workers} worker(s): {walls[-1]:.1f} s for {found['questions']} questions, {found['seconds']:.1f} s of them"
+                f" in the engines, {cpu_seconds() - before:.1f} s of CPU in all; unknown: {found['reasons'] or 'none'}",
+                flush=True,
+            )
+        with open_store(files[0]) as first, open_store(files[1]) as second:
+            answers = [_answers(store) for store in (first, second)]
+    both = [key for key in answers[0] if key in answers[1]]
+    same = sum(answers[0][key] == answers[1][key] for key in both)
+    print(f"ratio {walls[0] / walls[1]:.2f}; {len(both)} answers decided in both, {same} of them equal")
+
+
+def _answers(store: Store) -> dict[tuple[Any, ...], Any]:
+    """What is decided."""
+    decided: dict[tuple[Any, ...], Any] = {
+        (record.position, record.radius, record.asked): record.result.verdict
+        for record in store.compared()
+        if record.result.reason is None
+    }
+    for search in store.searches():
+        if search.result.reason is None:
+            decided[search.position,] = (search.result.verified_radius, search.result.refuted_radius)
+    return decided
 
 
 def split(arguments: argparse.Namespace) -> None:
@@ -322,7 +348,11 @@ def main() -> None:
     three.add_argument("--model", default="mnist_1blk_100_in_8_qu_6")
     three.add_argument("--first", type=int, default=0)
     three.add_argument("--count", type=int, default=12)
-    three.add_argument("--timeout", type=float, default=20.0)
+    three.add_argument("--timeout", type=float, default=60.0)
+    three.add_argument("--equivalence", metavar="NAME", help="compare the float network of this name and its quantization")
+    three.add_argument("--bits", type=int, default=6)
+    three.add_argument("--radius", type=int, default=3)
+    three.add_argument("--delta", nargs="*", default=[], help="without any, the greatest difference is asked")
     three.set_defaults(run=ratio)
     four = commands.add_parser("split")
     four.add_argument("--model", default="mnist_1blk_100_in_8_qu_6")

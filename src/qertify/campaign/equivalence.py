@@ -86,6 +86,9 @@ class EquivalenceStudy:
     def share(self, task: Task, options: Options, stopped: Callable[[], bool], executor: Executor) -> Message:
         return {"result": equivalence(self._posed(task).query, options, executor=executor, stopped=stopped).to_json()}
 
+    def keep(self, task: Task, open_: Message) -> None:
+        raise AssertionError("no worker hands in open domains of two models")
+
     def lost(self, task: Task, lost: LostError) -> Message:
         query = self._posed(task).query
         return EquivalenceResult(

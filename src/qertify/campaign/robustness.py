@@ -14,12 +14,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from qertify.campaign.journal import StoreJournal
 from qertify.campaign.records import Point, Record, Search
 from qertify.campaign.store import Store
 from qertify.campaign.study import Task
 from qertify.options import Options
 from qertify.parallel.executor import Executor, LostError, Message
-from qertify.queries.pieces import answer_piece, question_piece, search_piece
+from qertify.queries.pieces import answer_piece, handed_from, question_piece, search_piece
 from qertify.queries.radius import RadiusResult
 from qertify.queries.robustness import RobustnessQuery, describe_region
 from qertify.result import Result, Verdict
@@ -94,11 +95,16 @@ class RobustnessStudy:
     def piece(self, task: Task) -> Message:
         if task.radius is None:
             return search_piece(self._pose(task.position, None).query, self._largest())
-        return question_piece(self._pose(task.position, Fraction(task.radius)).query)
+        piece = question_piece(self._pose(task.position, Fraction(task.radius)).query)
+        return piece | {"open": StoreJournal(self._store, task).handed()}
 
     def share(self, task: Task, options: Options, stopped: Callable[[], bool], executor: Executor) -> Message:
         query = self._pose(task.position, None if task.radius is None else Fraction(task.radius)).query
-        return answer_piece(query.network, options, self.piece(task), stopped, executor)
+        journal = None if task.radius is None else StoreJournal(self._store, task)
+        return answer_piece(query.network, options, self.piece(task), stopped, executor, journal=journal)
+
+    def keep(self, task: Task, open_: Message) -> None:
+        StoreJournal(self._store, task).take(handed_from(open_, None))
 
     def _largest(self) -> int | None:
         """Where a radius search ends."""

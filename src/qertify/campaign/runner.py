@@ -18,6 +18,8 @@ from qertify.parallel.executor import Executor, LostError, Message, Reply, first
 POLL = 0.2
 HELPERS, HELP_AFTER, ENOUGH_IDLE = 4, 5.0, 2
 """Most questions that are shared out at a time, seconds that such a question has run, and idle workers that it takes."""
+BUDGET = 30.0
+"""Seconds after which a search hands in what is open, to be written down; doubled each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +95,20 @@ class _Run:
         self.since: dict[Task, float] = {}
         self.helping: dict[Reply, Task] = {}
         self.over: dict[Task, threading.Event] = {}
+        self.unfinished: deque[Task] = deque()
+        self.helpers = ThreadPoolExecutor(HELPERS)
 
     def run(self) -> bool:
         executor = self.plan.executor
-        helpers = ThreadPoolExecutor(HELPERS)
         try:
-            while self.waiting or self.running or self.helping:
+            while self.waiting or self.running or self.helping or self.unfinished:
                 if self.plan.budget is not None and time.monotonic() - self.start > self.plan.budget:
                     return False
                 self._tell()
                 while len(self.running) < executor.size and (task := self._next()) is not None:
-                    self.running[executor.submit(self.study.piece(task), self.plan.options.timeout)] = task
-                    self.since[task] = time.monotonic()
-                    self.asked += 1
-                self._help(helpers)
+                    self.asked += task not in self.since
+                    self._ask(task)
+                self._help()
                 for reply in first_done([*self.running, *self.helping], POLL):
                     self._take(reply)
             self._tell()
@@ -115,9 +117,17 @@ class _Run:
             for event in self.over.values():
                 event.set()
             executor.stop(self.running)
-            helpers.shutdown()
+            self.helpers.shutdown()
 
-    def _help(self, helpers: ThreadPoolExecutor) -> None:
+    def _ask(self, task: Task) -> None:
+        """Send a question to a worker, for the time that is left of its limit."""
+        since = self.since.setdefault(task, time.monotonic())
+        age, limit = time.monotonic() - since, self.plan.options.timeout
+        left = None if limit is None else max(1e-3, limit - age)
+        piece = self.study.piece(task) | {"left": left, "budget": max(BUDGET, age)}
+        self.running[self.plan.executor.submit(piece, left)] = task
+
+    def _help(self) -> None:
         """Where workers have nothing to do any more, share out the search of the question that has run longest.
 
         The worker that has it goes on: the first answer counts.
@@ -127,9 +137,11 @@ class _Run:
         now = time.monotonic()
         old = [task for task in self.running.values() if task not in self.over and now - self.since[task] > HELP_AFTER]
         if old:
-            task = min(old, key=self.since.__getitem__)
-            self.over[task] = threading.Event()
-            self.helping[helpers.submit(self._share, task, self.over[task].is_set)] = task
+            self._share_out(min(old, key=self.since.__getitem__))
+
+    def _share_out(self, task: Task) -> None:
+        self.over[task] = threading.Event()
+        self.helping[self.helpers.submit(self._share, task, self.over[task].is_set)] = task
 
     def _share(self, task: Task, stopped: Callable[[], bool]) -> Message:
         left = self.plan.options.timeout
@@ -152,6 +164,14 @@ class _Run:
             if other is None:
                 self._settle(task, {"result": self.study.lost(task, lost), "attempts": lost.attempts})
             return
+        if "open" in message:
+            self.study.keep(task, message["open"])
+            free = not self.waiting and len(self.helping) < HELPERS and self.plan.executor.idle >= ENOUGH_IDLE
+            if other is None and free:  # the worker that had it is one of them
+                self._share_out(task)
+            elif other is None:
+                self.unfinished.append(task)
+            return
         if other is not None:
             if message["result"]["reason"] is not None:  # the other one may still find out
                 return
@@ -161,7 +181,9 @@ class _Run:
         self._settle(task, message)
 
     def _next(self) -> Task | None:
-        return self.study.next(self.waiting.popleft()) if self.waiting else None
+        if self.waiting:
+            return self.study.next(self.waiting.popleft())
+        return self.unfinished.popleft() if self.unfinished else None
 
     def _settle(self, task: Task, message: Message) -> None:
         """Store an answer, and let the input's next question wait its turn: at the front."""

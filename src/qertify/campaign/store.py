@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from math import prod
@@ -41,6 +41,8 @@ LATER_TABLES = """
 CREATE TABLE IF NOT EXISTS comparisons (position INTEGER NOT NULL REFERENCES points, radius TEXT NOT NULL,
   asked TEXT NOT NULL, verdict TEXT NOT NULL, reason TEXT, seconds REAL NOT NULL, implied_by TEXT, attempts INTEGER NOT NULL,
   result TEXT NOT NULL, PRIMARY KEY (position, radius, asked));
+CREATE TABLE IF NOT EXISTS pieces (position INTEGER NOT NULL REFERENCES points, radius TEXT NOT NULL, asked TEXT NOT NULL,
+  number INTEGER NOT NULL, digest TEXT NOT NULL, domains TEXT NOT NULL, PRIMARY KEY (position, radius, asked, number));
 """
 
 
@@ -68,8 +70,8 @@ class Store:
         if self.lock is not None:
             self.lock.close()
 
-    def add(self, records: Iterable[Record]) -> None:
-        """Add an answer and those that it implies: all or none.
+    def add(self, records: Sequence[Record]) -> None:
+        """Add an answer and those that it implies: all or none; open domains of these questions are forgotten.
 
         Raises:
             StoreError: the disk is full, or an answer is there already.
@@ -79,8 +81,12 @@ class Store:
              r.result.seconds, r.implied_by, r.attempts, json.dumps(r.result.to_json(), allow_nan=False))
             for r in records
         ]  # fmt: skip
-        with _errors(self.path, writing=True), _transaction(self.connection):
+        with file_errors(self.path, writing=True), transaction(self.connection):
+            self._forget_pieces([(r.position, r.radius, "") for r in records])
             self.connection.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def _forget_pieces(self, keys: Iterable[tuple[int, str, str]]) -> None:
+        self.connection.executemany("DELETE FROM pieces WHERE position = ? AND radius = ? AND asked = ?", keys)
 
     def add_search(self, search: Search) -> None:
         """Add the answer of a radius search.
@@ -91,7 +97,7 @@ class Store:
         result = search.result
         row = (search.position, result.verified_radius, result.refuted_radius, result.exact, result.seconds, search.attempts,
                json.dumps(result.to_json(), allow_nan=False))  # fmt: skip
-        with _errors(self.path, writing=True), _transaction(self.connection):
+        with file_errors(self.path, writing=True), transaction(self.connection):
             self.connection.execute("INSERT INTO searches VALUES (?, ?, ?, ?, ?, ?, ?)", row)
 
     def add_compared(self, records: Iterable[Compared]) -> None:
@@ -106,7 +112,7 @@ class Store:
              json.dumps(r.result.to_json(), allow_nan=False))
             for r in records
         ]  # fmt: skip
-        with _errors(self.path, writing=True), _transaction(self.connection):
+        with file_errors(self.path, writing=True), transaction(self.connection):
             self.connection.executemany("INSERT INTO comparisons VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def points(self) -> Iterator[Point]:
@@ -118,7 +124,7 @@ class Store:
         shape = self.campaign.input_shape
         query = "SELECT position, row, sha256, label, predicted, outputs, codes FROM points ORDER BY position"
         for position, row, sha256, label, predicted, outputs, codes in self._rows(query):
-            with _errors(self.path):
+            with file_errors(self.path):
                 array = np.frombuffer(_inflate(codes, 8 * prod(shape)), dtype="<i8").astype(np.int64).reshape(shape)
                 point = Point(position, row, label, predicted, array, tuple(json.loads(outputs)))
                 if point.sha256 != sha256:
@@ -129,7 +135,7 @@ class Store:
         """All answers, by input."""
         query = "SELECT position, radius, implied_by, attempts, verdict, result FROM results ORDER BY position, rowid"
         for position, radius, implied_by, attempts, verdict, text in self._rows(query):
-            with _errors(self.path):
+            with file_errors(self.path):
                 result = Result.from_json(json.loads(text))
                 if result.verdict.value != verdict or result.radius != radius:
                     raise ValueError(f"the answer for input {position}, radius {radius} contradicts itself")
@@ -139,7 +145,7 @@ class Store:
     def searches(self) -> Iterator[Search]:
         """All answers of radius searches, by input."""
         for position, attempts, text in self._rows("SELECT position, attempts, result FROM searches ORDER BY position"):
-            with _errors(self.path):
+            with file_errors(self.path):
                 search = Search(position, RadiusResult.from_json(json.loads(text)), attempts)
             yield search
 
@@ -151,7 +157,7 @@ class Store:
             "SELECT position, radius, asked, implied_by, attempts, verdict, result FROM comparisons ORDER BY position, rowid"
         )
         for position, radius, asked, implied_by, attempts, verdict, text in self._rows(query):
-            with _errors(self.path):
+            with file_errors(self.path):
                 result = EquivalenceResult.from_json(json.loads(text))
                 if result.verdict.value != verdict or asked != (result.delta or result.question):
                     raise ValueError(f"the answer for input {position}, radius {radius}, '{asked}' contradicts itself")
@@ -167,7 +173,7 @@ class Store:
         return found
 
     def _rows(self, query: str) -> list[Any]:
-        with _errors(self.path):
+        with file_errors(self.path):
             return self.connection.execute(query).fetchall()
 
 
@@ -179,12 +185,12 @@ def create_store(path: Path, campaign: Campaign, points: Iterable[Point]) -> Sto
     """
     if path.exists() and not _is_blank(path):
         raise StoreError(f"{path}: exists already; --resume continues it")
-    with _errors(path, writing=True):
+    with file_errors(path, writing=True):
         connection = sqlite3.connect(path, isolation_level=None)
         try:
             store = Store(path, connection, campaign, _lock(path))
             _write_ahead(connection)
-            with _transaction(connection):
+            with transaction(connection):
                 _make(connection, TABLES)
                 _make(connection, LATER_TABLES)
                 connection.execute("INSERT INTO campaign VALUES (?)", (json.dumps(asdict(campaign)),))
@@ -205,7 +211,7 @@ def open_store(path: Path, *, writing: bool = False) -> Store:
     """
     store = _open(path, writing)
     if writing:
-        with _errors(path, writing=True):
+        with file_errors(path, writing=True):
             _prepare(store.connection)
     return store
 
@@ -214,7 +220,7 @@ def _open(path: Path, writing: bool) -> Store:
     """As `open_store`, without a change to the file."""
     if not path.is_file():
         raise StoreError(f"{path}: no such file")
-    with _errors(path):
+    with file_errors(path):
         lock = _lock(path) if writing else None
         left = path.with_name(f"{path.name}-journal").exists()  # by a kill: only a connection that may write can roll it back
         mode = "rw" if writing or left else "ro"
@@ -252,7 +258,7 @@ def resume_store(path: Path, campaign: Campaign, points: list[Point]) -> Store:
             differences.append("other inputs or labels")
         if differences:
             raise StoreError(f"{path}: holds another campaign: {', '.join(differences)}; nothing was changed")
-        with _errors(path, writing=True):
+        with file_errors(path, writing=True):
             _prepare(store.connection)
     except BaseException:
         store.close()
@@ -263,7 +269,7 @@ def resume_store(path: Path, campaign: Campaign, points: list[Point]) -> Store:
 def _prepare(connection: sqlite3.Connection) -> None:
     """Make an existing file one of this version, to be written."""
     _write_ahead(connection)
-    with _transaction(connection):
+    with transaction(connection):
         _make(connection, LATER_TABLES)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -336,7 +342,7 @@ def _lock(path: Path) -> IO[bytes] | None:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Generator[None]:
+def transaction(connection: sqlite3.Connection) -> Generator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -348,7 +354,7 @@ def _transaction(connection: sqlite3.Connection) -> Generator[None]:
 
 
 @contextmanager
-def _errors(path: Path, *, writing: bool = False) -> Generator[None]:
+def file_errors(path: Path, *, writing: bool = False) -> Generator[None]:
     """Every failure of the file as one error."""
     try:
         yield

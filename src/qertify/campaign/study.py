@@ -53,6 +53,10 @@ class Study(Protocol):
         """The answer, found here with the help of all workers."""
         ...
 
+    def keep(self, task: Task, open_: Message) -> None:
+        """Write down the domains that are open in a question that goes on: "open" of a worker's reply."""
+        ...
+
     def lost(self, task: Task, lost: LostError) -> Message:
         """The answer in place of the one that was lost: unknown."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -16,8 +17,10 @@ from qertify.parallel.worker import Desk
 from qertify.queries.equivalence import equivalence
 from qertify.queries.radius import maximum_radius
 from qertify.queries.robustness import RobustnessQuery, verify
+from qertify.result import Reason
 from qertify.runtimes.base import runner
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics
+from qertify.search.journal import Handed, Journal
 from qertify.search.paired_input import PairedInput, grid, interval
 from qertify.specification.judge import Run
 from qertify.specification.property import Classification, Ties
@@ -52,8 +55,23 @@ def _point(query: RobustnessQuery) -> Message:
 
 
 def answer_question(desk: Desk, piece: Message, stopped: Callable[[], bool]) -> Message:
-    """{"result": the answer's JSON}."""
-    return answer_piece(desk.network, desk.options, piece, stopped, run=runner(desk.network, desk.model))
+    """{"result": the answer's JSON}, and "open" where its search was ended by "budget", to go on elsewhere or later.
+
+    The piece may have "open" of an earlier reply, "budget" in seconds, and "left", the seconds until its time limit.
+    """
+    options = desk.options if piece.get("left") is None else replace(desk.options, timeout=piece["left"])
+    journal = None if "low" not in piece else handed_from(piece.get("open"), piece.get("budget"))
+    reply = answer_piece(desk.network, options, piece, stopped, run=runner(desk.network, desk.model), journal=journal)
+    if journal is not None and journal.written and reply["result"]["reason"] == Reason.INTERRUPTED.value:
+        reply["open"] = {"digest": journal.digest, "parts": journal.parts}
+    return reply
+
+
+def handed_from(open_: Message | None, budget: float | None) -> Handed:
+    """A journal of what is open; numbers have become text on the way."""
+    if open_ is None:
+        return Handed(budget)
+    return Handed(budget, open_["digest"], {int(number): part for number, part in open_["parts"].items()})
 
 
 def answer_piece(
@@ -63,6 +81,7 @@ def answer_piece(
     stopped: Callable[[], bool],
     executor: Executor | None = None,
     run: Run | None = None,
+    journal: Journal | None = None,
 ) -> Message:
     """As `answer_question`, in any process; the arguments are those of `qertify.queries.robustness.verify`."""
 
@@ -87,7 +106,7 @@ def answer_piece(
     region = IntegerBox(codes("low"), codes("high"))
     radius = parse_rational(piece["radius"], "radius")
     query = RobustnessQuery(network, codes("centre"), region, property_, radius, piece["radius_unit"])
-    return {"result": verify(query, options, executor=executor, run=run, stopped=stopped).to_json()}
+    return {"result": verify(query, options, executor=executor, run=run, stopped=stopped, journal=journal).to_json()}
 
 
 def comparison_piece(query: EquivalenceQuery) -> Message:

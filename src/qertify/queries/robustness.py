@@ -17,6 +17,7 @@ from qertify.options import Options
 from qertify.parallel.executor import Executor
 from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
+from qertify.search.journal import Journal
 from qertify.search.portfolio import Decision, decide
 from qertify.specification.judge import Run
 from qertify.specification.property import Classification, Ties
@@ -90,6 +91,7 @@ def verify(
     executor: Executor | None = None,
     run: Run | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    journal: Journal | None = None,
 ) -> Result:
     """Decide a robustness query with a proof or a replayed counterexample.
 
@@ -102,6 +104,7 @@ def verify(
         run: the real runtime (`qertify.runtimes.base.runner`). A network that is only an enclosure is non-robust or
             misclassified if the runtime itself says so; without it, such an answer is unknown.
         stopped: polled; once it is true, the question is given up as at the deadline.
+        journal: as `qertify.search.portfolio.decide`.
 
     Returns:
         robust (with exact evidence), non_robust (with a counterexample), misclassified, or unknown with its reason.
@@ -127,7 +130,9 @@ def verify(
         decision, verdict = Decision(method="evaluate"), Verdict.MISCLASSIFIED
     else:
         say = progress or (lambda _: None)
-        decision = decide(network, query.region, property_, options, say, deadline, executor, run, stopped=stopped)
+        decision = decide(
+            network, query.region, property_, options, say, deadline, executor, run, stopped=stopped, journal=journal
+        )
         if decided is not None:
             decided(decision)
         verdict = _verdict(decision, options)

@@ -24,6 +24,7 @@ from qertify.options import Options
 from qertify.parallel.executor import Executor
 from qertify.result import Evidence, Reason
 from qertify.search.alignment import Alignment
+from qertify.search.journal import Journal
 from qertify.search.proof import ProofLog
 from qertify.search.tree import SearchTree
 from qertify.specification.cases import Case
@@ -92,6 +93,7 @@ class Question:
     alignment: Alignment | None = None
     run: Run | None = None
     executor: Executor | None = None
+    journal: Journal | None = None
     stopped: Callable[[], bool] = lambda: False
 
     def engine(self) -> IlpEngine:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -60,6 +61,7 @@ class Shared:
         stopped: polled; once it is true, the search ends as at the deadline.
         say: gets one line a piece: which pieces it came from, what it began with and handed in; together the split tree.
         judge: tries candidates, (batch, n) in the program's inputs, where workers can't; a counterexample or None.
+        keep: writes down open domains: (numbers of parts that are settled, or None for all; new parts).
     """
 
     context: Message
@@ -70,6 +72,7 @@ class Shared:
     stopped: Callable[[], bool]
     say: Callable[[str], None]
     judge: Callable[[Tensor], IntegerArray | None] = lambda _: None
+    keep: Callable[[Iterable[int] | None, Mapping[int, Message]], None] = lambda _gone, _new: None
 
 
 @dataclass(slots=True, eq=False)
@@ -92,6 +95,7 @@ class _State:
         in_full: how many of the next pieces hold the whole context.
         eager: whether pieces should end for a promising candidate; not once one was no counterexample.
         patience: seconds that a piece runs before it may be asked to share; doubled whenever one was asked too soon.
+        kept: numbers of the parts in the journal that hold the pool.
     """
 
     pool: list[tuple[int, int, Subproblem]]
@@ -104,6 +108,7 @@ class _State:
     in_full: int = 0
     eager: bool = True
     patience: float = 0.0
+    kept: set[int] = field(default_factory=lambda: {0})
 
 
 def program_context(program: Program, cases: Sequence[Case], real: Sequence[bool], seed: int, leaves: bool = True) -> Message:
@@ -129,9 +134,11 @@ def program_context(program: Program, cases: Sequence[Case], real: Sequence[bool
 
 
 def share_search(
-    question: Question, tree: BranchAndBound, gains: Gains, report: Callable[[BranchAndBound], None]
+    question: Question, tree: BranchAndBound, gains: Gains, report: Callable[[BranchAndBound], None], digest: str
 ) -> SearchOutcome | None:
     """Run the search with the question's executor; None, and nothing done, where there is none or it can't be used.
+
+    What is open is written to the question's journal, under ``digest``, piece by piece.
 
     Search trees are kept in one process, so that certificates don't depend on the number of workers.
     """
@@ -152,6 +159,8 @@ def share_search(
         "seed": question.options.seed,
     }
     shared = Shared(context, program, question.splitter, gains, question.deadline, question.stopped, question.say)
+    if question.journal is not None:
+        shared = replace(shared, keep=partial(question.journal.write, digest))
     outcome, lost = run_shared(executor, shared, tree, report)
     question.decision.reason = lost
     return outcome
@@ -198,7 +207,9 @@ class _Driver:
         self.state.patience = LEAST_AGE
         self.running: dict[Reply, _Sent] = {}
         self.gone = False
-        self._take_in(0, 0, tree.hand_over())
+        left = tree.hand_over()
+        shared.keep(None, {0: pack(left)})
+        self._take_in(0, 0, left)
         self.start = self.told = time.monotonic()
 
     def run(self) -> tuple[SearchOutcome, Reason | None]:
@@ -246,6 +257,11 @@ class _Driver:
         self.state.stuck += [item for item in subproblems if item.stuck]
         self.state.pool += [(number, generation, item) for item in subproblems if not item.stuck]
 
+    def _take_back(self, sent: _Sent) -> None:
+        """Put a piece that was not begun back into the pool."""
+        self.state.pool += sent.items
+        self.state.kept.add(sent.number)
+
     def _deal(self) -> None:
         """Give all that is open to those who have nothing to do."""
         idle = self.executor.idle
@@ -258,6 +274,7 @@ class _Driver:
             pool = [(n, g, part) for n, g, item in pool for part in by_levels(program, splitter, item, share)]
         gains = pack_rows(list(self.shared.gains.table))
         origin = {id(item): (number, generation) for number, generation, item in pool}
+        parts: dict[int, Message] = {}
         for hand in deal([item for _, _, item in pool], idle):
             items = [(*origin[id(item)], item) for item in hand]
             generation = max(generation for _, generation, _ in items)
@@ -272,9 +289,11 @@ class _Driver:
                 "left": left,
             }
             self.state.pieces += 1
+            parts[self.state.pieces] = piece["domains"]
             sent = _Sent(self.state.pieces, items, budget, generation, time.monotonic())
             self.running[self.executor.submit(piece, None if left is None else max(left, 0.0))] = sent
-        self.state.pool = []
+        self.shared.keep(self.state.kept, parts)
+        self.state.pool, self.state.kept = [], set()
 
     def _context(self) -> Message:
         """For the next piece: without the program where all workers should have it by now."""
@@ -304,7 +323,7 @@ class _Driver:
             message = reply.result()
         except LostError as lost:
             if lost.reason is Reason.INTERRUPTED:  # stopped while it waited
-                state.pool += sent.items
+                self._take_back(sent)
             else:
                 state.lost = lost.reason
                 state.stuck += [item for _, _, item in sent.items]
@@ -317,7 +336,7 @@ class _Driver:
             return None
         if "missing" in message:
             state.in_full += 1
-            state.pool += sent.items
+            self._take_back(sent)
             return None
         left = unpack(message["domains"], self.shared.program)
         self.shared.gains.add(
@@ -329,6 +348,11 @@ class _Driver:
         state.nodes += message["nodes"]
         state.busy += message["seconds"]
         state.leaf_solvers |= set(message["leaf_solvers"])
+        stuck = [item for item in left if item.stuck]
+        self.shared.keep(
+            [sent.number], ({sent.number: message["domains"]} if left else {}) | ({-sent.number: pack(stuck)} if stuck else {})
+        )
+        state.kept.add(sent.number)
         self._take_in(sent.number, sent.generation + (too_soon or not sent.stopped), left)
         origin = ", ".join(map(str, sorted({number for number, _, _ in sent.items})))
         end = "closed" if not left else f"{len(left)} left" + (", shared" if sent.stopped else "")

@@ -108,7 +108,42 @@ def rows_of_dense(net: RandomNetwork):
     return net.linear("FULLY_CONNECTED", x, (6, 3), 0, (1, 7, 5, 6), "FullyConnectedOptions", **values)
 
 
+def sliced(net: RandomNetwork):
+    """Every other row from the end, one column, the last two channels."""
+    x = image(net)
+    ranges = [net.writer.constant(np.array(part, np.int32)) for part in ([0, -1, 2, 1], [0, -8, 3, 0], [1, -2, 1, 1])]
+    y = net.tensor((1, 4, 2), x.scale, x.zero_point)
+    masks = {"beginMask": 1, "endMask": 0b1001, "shrinkAxisMask": 0b0100}
+    net.writer.operator("STRIDED_SLICE", [x.index, *ranges], [y.index], "StridedSliceOptions", **masks)
+    return y
+
+
+def flattened_by_its_shape(net: RandomNetwork):
+    """What converters write for a Flatten behind an open batch: its size is read off the shape."""
+    x, writer = net.convolution(image(net), 4, 3), net.writer
+    shape, size, target = (writer.tensor(s, None, 0, np.int32) for s in ((4,), (1,), (2,)))
+    writer.operator("SHAPE", [x.index], [shape], "ShapeOptions", outType=2)
+    ranges = [writer.constant(np.array([number], np.int32)) for number in (0, 1, 1)]
+    writer.operator("STRIDED_SLICE", [shape, *ranges], [size], "StridedSliceOptions")
+    operands = [size, writer.constant(np.array([-1], np.int32))]
+    writer.operator("CONCATENATION", operands, [target], "ConcatenationOptions", axis=0)
+    y = net.tensor((1, 140), x.scale, x.zero_point)
+    writer.operator("RESHAPE", [x.index, target], [y.index], "ReshapeOptions")
+    return net.dense(y, 5)
+
+
+def greatest_of_the_image(net: RandomNetwork):
+    x = net.convolution(image(net), 5, 1)
+    y = net.tensor((1, 5), x.scale, x.zero_point)
+    axes = net.writer.constant(np.array([1, 2], np.int32))
+    net.writer.operator("REDUCE_MAX", [x.index, axes], [y.index], "ReducerOptions", keepDims=False)
+    return y
+
+
 SMALL = {
+    "sliced": sliced,
+    "flattened by its shape": flattened_by_its_shape,
+    "greatest of the image": greatest_of_the_image,
     "dilated": lambda net: net.convolution(image(net), 5, 3, dilation=2),
     "strides": lambda net: net.convolution(image(net), 4, 2, 2, SAME, RELU_N1_TO_1),
     "valid": lambda net: net.convolution(image(net), 4, 4, 3, VALID, NONE),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from qertify.errors import UnsupportedModelError
 from qertify.importers.torch_quantized import import_torch
 from qertify.network.evaluate import evaluate
 from qertify.runtimes.float32 import fma, round_half_even
@@ -292,12 +291,6 @@ def test_averages(engine, layout, kind):
         codes = sums(elements, z, random)
         x = np.repeat(codes[:, None, :], 20, axis=1).reshape(len(codes), 20, *kernel)
         assert differing(pool(kind, kernel, layout), x, scale, z, engine) == 0, (kernel, z)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_float_mean_is_refused(engine):
-    with pytest.raises(UnsupportedModelError, match="computes it in float"):
-        differing(pool("mean, kept", (2, 2), "last"), np.zeros((1, 3, 2, 2)), 0.1, 3, engine)
 
 
 UNARY = {

@@ -187,6 +187,8 @@ class Builder(Mover[Node]):
             row: broadcastable to x.shape: which row serves which element; None for one row, or one a channel.
         """
         values = as_integers(values, name)
+        if values.ndim != 2 or values.shape[1] != x.high - x.low + 1:
+            raise InvalidNetworkError(name, f"images of shape {values.shape} for the codes {x.low} … {x.high}")
         rows = per_channel_rows(values.shape[0], x.shape) if row is None else as_integers(row, name)
         if np.array_equal(values, np.arange(x.low, x.high + 1)[None, :]):
             return replace(x, quantization=quantization)

@@ -17,7 +17,7 @@ from qertify.errors import ModelFileError, UnsupportedModelError
 from qertify.importers.lowering import Builder, Codes
 from qertify.importers.tflite_file import Graph, Operator, Tensor
 from qertify.network.nodes import Window
-from qertify.network.tensor import QuantizationParameters
+from qertify.network.tensor import IntegerArray, QuantizationParameters
 from qertify.runtimes.litert import Quantized
 from qertify.runtimes.litert_arithmetic import Kernels, clamp
 
@@ -60,6 +60,7 @@ class Lowering:
         kernels: the runtime's preference.
         delegated: positions of the operators that XNNPACK runs; they matter only if it is preferred.
         values: of the tensors computed so far, by index.
+        numbers: of the tensors computed from shapes alone, by index.
         input_quantization: of the network's input, once known.
         input_kernels: who quantizes a real input, once known.
     """
@@ -69,6 +70,7 @@ class Lowering:
     delegated: frozenset[int]
     builder: Builder = field(default_factory=Builder)
     values: dict[int, Value] = field(default_factory=dict)
+    numbers: dict[int, IntegerArray] = field(default_factory=dict)
     input_quantization: QuantizationParameters | None = None
     input_kernels: Kernels | None = None
     spent: dict[str, int] = field(default_factory=lambda: dict.fromkeys(BUDGETS, 0))

@@ -59,6 +59,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "MEAN": ("ReducerOptions", ("KeepDims",)),
     "CONCATENATION": ("ConcatenationOptions", ("Axis", "FusedActivationFunction")),
     "LEAKY_RELU": ("LeakyReluOptions", ("Alpha",)),
+    "REDUCE_MAX": ("ReducerOptions", ("KeepDims",)),
+    "STRIDED_SLICE": (
+        "StridedSliceOptions",
+        ("BeginMask", "EndMask", "EllipsisMask", "NewAxisMask", "ShrinkAxisMask"),
+    ),
 }
 """Operator → its options table in the schema, and the fields that are read; other operators have none that matter."""
 

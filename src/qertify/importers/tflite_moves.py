@@ -22,6 +22,8 @@ from qertify.importers.tflite_context import (
     scale_of,
 )
 from qertify.importers.tflite_file import Operator
+from qertify.importers.tflite_shapes import require_target, shrinks, slices
+from qertify.network.nodes import Window
 from qertify.runtimes.litert import DEQUANTIZE_OPTIONS, REAL, unary_table
 
 INPUT_SCALE_LIMIT = 2.0**100
@@ -30,7 +32,9 @@ INPUT_SCALE_LIMIT = 2.0**100
 
 
 def _reshape(lowering: Lowering, node: Operator) -> Value:
+    """RESHAPE, EXPAND_DIMS and SQUEEZE: the file says the shape of the result."""
     require_same_quantization(node, lowering.tensor(node, 0), lowering.result(node))
+    require_target(lowering, node)
     x, shape, target = lowering.codes(node, 0), lowering.tensor(node, 0).shape, lowering.result(node).shape
     if prod(shape) != prod(target):
         raise ModelFileError(f"node '{node.name}': can't reshape {list(shape)} to {list(target)}")
@@ -46,6 +50,29 @@ def _transpose(lowering: Lowering, node: Operator) -> Value:
     x = lowering.filed(f"{node.name}/input", lowering.codes(node, 0), shape)
     moved = lowering.builder.transpose(f"{node.name}/moved", x, [axis - 1 for axis in axes[1:]])
     return lowering.placed(node.name, moved, tuple(shape[axis] for axis in axes))
+
+
+def _strided_slice(lowering: Lowering, node: Operator) -> Value:
+    require_same_quantization(node, lowering.tensor(node, 0), lowering.result(node))
+    shape, target = lowering.tensor(node, 0).shape, lowering.result(node).shape
+    chosen = slices(lowering, node, shape)
+    if chosen[0].tolist() != [0] or shrinks(node, 0):
+        raise UnsupportedModelError(node.name, node.op, "begin", "the batch axis must stay")
+    index = np.arange(prod(shape)).reshape(shape)[np.ix_(*chosen)]
+    kept = tuple(size for axis, size in enumerate(index.shape) if not shrinks(node, axis))
+    if kept != target:
+        raise ModelFileError(f"node '{node.name}': it gives {list(kept)}, where the file says {list(target)}")
+    x = lowering.filed(f"{node.name}/input", lowering.codes(node, 0), shape)
+    return lowering.placed(node.name, lowering.builder.rearrange(f"{node.name}/taken", (x,), index.reshape(target[1:])), target)
+
+
+def _reduce_max(lowering: Lowering, node: Operator) -> Value:
+    require_same_quantization(node, lowering.tensor(node, 0), lowering.result(node))
+    shape, axes = lowering.tensor(node, 0).shape, lowering.constant(node, 1, "int32").reshape(-1).tolist()
+    if len(shape) != 4 or sorted(axis % 4 for axis in axes) != [1, 2]:
+        raise UnsupportedModelError(node.name, node.op, "axis", f"{axes[:8]} of {list(shape)}: height and width are needed")
+    pooled = lowering.builder.max_pool(f"{node.name}/max", lowering.codes(node, 0), Window((shape[1], shape[2])))
+    return pooled if node.options["KeepDims"] else lowering.builder.reshape(node.name, pooled, (shape[3],))
 
 
 def _pad(lowering: Lowering, node: Operator) -> Value:
@@ -141,6 +168,10 @@ def _rejected(reason: str) -> Callable[[Lowering, Operator], Value]:
 
 MOVES: dict[str, Callable[[Lowering, Operator], Value]] = {
     "RESHAPE": _reshape,
+    "EXPAND_DIMS": _reshape,
+    "SQUEEZE": _reshape,
+    "STRIDED_SLICE": _strided_slice,
+    "REDUCE_MAX": _reduce_max,
     "TRANSPOSE": _transpose,
     "PAD": _pad,
     "CONCATENATION": _concatenation,

@@ -24,6 +24,7 @@ from qertify.importers.tflite_context import (
 )
 from qertify.importers.tflite_file import Graph, Operator, read_file, read_graph
 from qertify.importers.tflite_operators import OPERATORS, XNNPACK_OPERATORS
+from qertify.importers.tflite_shapes import fold
 from qertify.network.network import Network
 from qertify.runtimes.litert import PROFILES, confirm, delegated_operators, version
 from qertify.runtimes.litert_arithmetic import Kernels
@@ -118,6 +119,8 @@ def _lower_input(lowering: Lowering) -> None:
 
 
 def _lower(lowering: Lowering, node: Operator) -> None:
+    if fold(lowering, node):
+        return
     if node.op not in OPERATORS:
         raise UnsupportedModelError(node.name, node.op, None, f"supported are {', '.join(sorted(OPERATORS))}")
     target = lowering.result(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,10 @@ class Real:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """What a final softmax makes of strictly ordered codes. Only the output may be one."""
+    """What a final operator makes of strictly ordered codes: "softmax" or "argmax". Only the output may be one."""
 
     codes: Codes
+    kind: str
 
 
 Value = Raw | Codes | Real | Decision
@@ -73,10 +74,10 @@ def shape_of(operation: Operation, tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def codes_of(operation: Operation, value: Any) -> tuple[Codes, torch.Tensor]:
-    """An argument that is a quantized tensor: its codes, and what it is for the example."""
+    """An argument that is a quantized tensor: its codes, all of whose type count, and what it is for the example."""
     match value:
         case Traced(tensor=tensor, value=Codes() as codes):
-            return codes, tensor
+            return replace(codes, low=LOW, high=HIGH), tensor
         case _:
             raise operation.unsupported(None, "it computes in float; a quantized operand is needed")
 

@@ -144,7 +144,11 @@ def _linear(relu: bool, lowering: Lowering, operation: Operation) -> Value:
 
 
 def _convolution(relu: bool, lowering: Lowering, operation: Operation) -> Value:
+    """Of an image, or of a signal (channels, length), whose weights are packed as those of an image of one row."""
     x, tensor = codes_of(operation, operation.arguments["qx"])
+    signal = len(x.shape) == 2
+    if signal:
+        x = lowering.builder.reshape(f"{operation.name}/image", x, (x.shape[0], 1, x.shape[1]))
     image_shape(operation, x)
     packed = operation.arguments["packed_weight"]
     ops = torch.ops.quantized
@@ -156,12 +160,17 @@ def _convolution(relu: bool, lowering: Lowering, operation: Operation) -> Value:
     kernel = (layer.weight.shape[2], layer.weight.shape[3])
     window = Window(kernel, (stride[0], stride[1]), (top, left, top, left), (dilation[0], dilation[1]))
     z = lowering.builder.convolution(operation.name, x, layer.weight, layer.bias, window, layer.zero_point, groups, layer.exact)
-    return layer.finish(lowering, operation.name, z)
+    result = layer.finish(lowering, operation.name, z)
+    if not signal:
+        return result
+    return lowering.builder.reshape(f"{operation.name}/signal", result, (result.shape[0], result.shape[2]))
 
 
 LINEAR: dict[str, Callable[[Lowering, Operation], Value]] = {
     "quantized::linear": partial(_linear, False),
     "quantized::linear_relu": partial(_linear, True),
+    "quantized::conv1d": partial(_convolution, False),
+    "quantized::conv1d_relu": partial(_convolution, True),
     "quantized::conv2d": partial(_convolution, False),
     "quantized::conv2d_relu": partial(_convolution, True),
 }

@@ -21,6 +21,7 @@ from qertify.importers.torch_context import (
     Real,
     Value,
     codes_of,
+    image_shape,
     is_channels_last,
     memory_positions,
     quantization_of,
@@ -140,6 +141,24 @@ def _unary(lowering: Lowering, operation: Operation) -> Value:
     return lowering.builder.unary(operation.name, x, tables, LOW, HIGH, quantization, None if alike else row)
 
 
+def _batch_normalization(relu: bool, lowering: Lowering, operation: Operation) -> Value:
+    """Codes channel by channel, read off the operator itself: on all codes, at two places of the image each."""
+    x, tensor = codes_of(operation, operation.arguments["qx"])
+    channels = image_shape(operation, x)[0]
+    layout = torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
+    tables: list[IntegerArray] = []
+    for codes in (np.arange(256), np.arange(256)[::-1].copy()):
+        plane = torch.from_numpy(codes.astype(np.uint8)).reshape(1, 1, 16, 16).repeat(1, channels, 1, 1)
+        sample = torch.ops.aten._make_per_tensor_quantized_tensor(plane, tensor.q_scale(), tensor.q_zero_point())
+        result = operation.repeat({"qx": sample.contiguous(memory_format=layout)})
+        tables.append(result.int_repr().reshape(channels, 256).numpy().astype(np.int64)[:, codes])
+    if not np.array_equal(tables[0], tables[1]):
+        raise operation.unsupported(None, "how it rounds depends on the position in the image")
+    _, zero_point = scale_of(operation, operation.result)
+    low = max(LOW, zero_point) if relu else LOW
+    return lowering.builder.unary(operation.name, x, tables[0], low, HIGH, quantization_of(operation, operation.result))
+
+
 def _source(operation: Operation, name: str, tensor: torch.Tensor, tables: IntegerArray, row: IntegerArray) -> IntegerArray:
     """Which element of the operand each element of the result comes from, found by running the operator on random codes.
 
@@ -257,29 +276,36 @@ def _cat_table(
     return table
 
 
-def _softmax(lowering: Lowering, operation: Operation) -> Value:
-    """A float softmax at the end: dropped after a proof that it keeps order and ties."""
+def _decided(operation: Operation) -> Real:
+    """The scores that a final operator reads: numbers of one tensor that grow strictly with its codes, over all outputs."""
     source = operation.arguments["self"]
     if not isinstance(source, Traced) or not isinstance(source.value, Real):
         raise operation.unsupported(None, "it does not read one dequantized tensor")
     codes, values = source.value.codes, source.value.values
-    axis = int(operation.arguments["dim"]) % operation.result.ndim
-    if axis == 0 or codes.shape[axis - 1] != np.prod(codes.shape) or operation.arguments["dtype"] is not None:
+    axis = -1 if operation.arguments["dim"] is None else int(operation.arguments["dim"]) % source.tensor.ndim
+    if axis <= 0 or codes.shape[axis - 1] != np.prod(codes.shape) or operation.arguments.get("dtype") is not None:
         raise operation.unsupported("dim", f"it must run over all outputs in float32, not over one axis of {codes.shape}")
     if np.any(np.diff(values) <= 0):
         raise operation.unsupported(None, "different codes stand for the same number before it")
-    obstacle = softmax_obstacle(values, int(np.prod(codes.shape)), softmax_keeps_ties)
+    return source.value
+
+
+def _softmax(softmax: Callable[[torch.Tensor, int], torch.Tensor], _: Lowering, operation: Operation) -> Value:
+    """A float softmax at the end, or its logarithm: dropped after a proof that it keeps order and ties."""
+    scores = _decided(operation)
+    classes = int(np.prod(scores.codes.shape))
+    obstacle = softmax_obstacle(scores.values, classes, partial(softmax_keeps_ties, softmax))
     if obstacle is not None:
         raise operation.unsupported(None, obstacle)
-    return Decision(codes)
+    return Decision(scores.codes, "softmax")
 
 
 Lower = Callable[[Lowering, Operation], Any]
 
 _MOVES = (
-    "alias", "chunk", "clone", "contiguous", "detach", "dropout", "expand", "feature_dropout", "flatten", "narrow", "permute",
-    "pixel_shuffle", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "transpose", "unflatten",
-    "unsqueeze", "view",
+    "alias", "channel_shuffle", "chunk", "clone", "contiguous", "detach", "dropout", "expand", "feature_dropout", "flatten",
+    "narrow", "permute", "pixel_shuffle", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "transpose",
+    "unflatten", "unsqueeze", "view",
 )  # fmt: skip
 _UNARY = (
     "aten::clamp", "aten::elu", "aten::hardsigmoid", "aten::hardswish", "aten::hardtanh", "aten::hardtanh_", "aten::leaky_relu",
@@ -295,7 +321,11 @@ OPERATORS: dict[str, Lower] = {
     "quantized::add_relu": partial(_addition, True),
     "quantized::mul": partial(_multiplication, False),
     "quantized::mul_relu": partial(_multiplication, True),
-    "aten::softmax": _softmax,
+    "aten::softmax": partial(_softmax, torch.softmax),
+    "aten::log_softmax": partial(_softmax, torch.log_softmax),
+    "aten::argmax": lambda _, operation: Decision(_decided(operation).codes, "argmax"),
+    "quantized::batch_norm2d": partial(_batch_normalization, False),
+    "quantized::batch_norm2d_relu": partial(_batch_normalization, True),
     "quantized::cat": _cat,
     "aten::cat": _cat,
     **LINEAR,

@@ -30,6 +30,7 @@ from qertify.runtimes.torch_arithmetic import (
     average_by_channel,
     average_contiguous,
     average_in_lanes,
+    float_mean_error,
     float_mean_is_exact,
     mean_contiguous,
     qnnpack_average,
@@ -46,6 +47,22 @@ def _window(operation: Operation, x: Codes) -> Window:
         max(0, (out[i] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - x.shape[i + 1] - padding[i]) for i in range(2)
     ]
     return Window(kernel, stride, (*padding, after[0], after[1]), dilation)
+
+
+def _max_signal(lowering: Lowering, operation: Operation) -> Value:
+    x, _ = codes_of(operation, next(iter(operation.arguments.values())))
+    if len(x.shape) != 2:
+        raise operation.unsupported(None, f"it is applied to {x.shape}; (channels, length) is needed")
+    builder = lowering.builder
+    (_, kernel), (_, padding), (_, dilation) = (
+        sizes(operation, name, default) for name, default in (("kernel_size", ()), ("padding", (0,)), ("dilation", (1,)))
+    )
+    (_, stride), out = sizes(operation, "stride", (kernel,)), shape_of(operation, operation.result)[1]
+    after = max(0, (out - 1) * stride + dilation * (kernel - 1) + 1 - x.shape[1] - padding)
+    image = builder.reshape(f"{operation.name}/image", x, (x.shape[0], 1, x.shape[1]))
+    window = Window((1, kernel), (1, stride), (0, padding, 0, after), (1, dilation))
+    pooled = builder.max_pool(operation.name, image, window)
+    return builder.reshape(f"{operation.name}/signal", pooled, (pooled.shape[0], pooled.shape[2]))
 
 
 def _max(lowering: Lowering, operation: Operation) -> Value:
@@ -82,9 +99,13 @@ def _average(lowering: Lowering, operation: Operation) -> Value:
 
 def _adaptive(lowering: Lowering, operation: Operation) -> Value:
     x, tensor = codes_of(operation, operation.arguments["self"])
+    result = shape_of(operation, operation.result)
+    if len(x.shape) == 2:  # a signal is an image of one row
+        x = lowering.builder.reshape(f"{operation.name}/image", x, (x.shape[0], 1, x.shape[1]))
+        tensor = tensor.unsqueeze(2)
     _, height, width = image_shape(operation, x)
     scale, zero_point = scale_of(operation, tensor)
-    out = shape_of(operation, operation.result)[1:]
+    out = (1, *result[1:])[-2:]
     if height % out[0] or width % out[1]:
         raise operation.unsupported(
             "output_size", f"{list(out)} does not divide the input {height} × {width} into windows of one size"
@@ -97,7 +118,8 @@ def _adaptive(lowering: Lowering, operation: Operation) -> Value:
         maps = _by_lane(lowering, x, adaptive_in_lanes(zero_point, elements), average_by_channel(zero_point, elements))
     else:
         maps = [adaptive_contiguous(zero_point, kernel)]
-    return _pool(lowering, operation.name, x, Window(kernel, kernel), zero_point, maps)
+    pooled = _pool(lowering, operation.name, x, Window(kernel, kernel), zero_point, maps)
+    return lowering.builder.reshape(f"{operation.name}/reshaped", pooled, result)
 
 
 def _mean(lowering: Lowering, operation: Operation) -> Value:
@@ -115,13 +137,30 @@ def _mean(lowering: Lowering, operation: Operation) -> Value:
     elif tensor.is_contiguous() or float_mean_is_exact(elements):
         function = mean_contiguous(zero_point, elements)
     else:
-        raise operation.unsupported(
-            None,
-            "torch computes it in float for a tensor that is channels last; use AdaptiveAvgPool2d, which computes in integers",
-        )
-    pooled = _pool(lowering, operation.name, x, Window((height, width)), zero_point, [function])
+        function = None
+    window = Window((height, width))
+    if function is None:
+        pooled = _float_mean(lowering, operation.name, x, window, zero_point)
+    else:
+        pooled = _pool(lowering, operation.name, x, window, zero_point, [function])
     shape = shape_of(operation, operation.result)
     return lowering.builder.reshape(f"{operation.name}/squeezed", pooled, shape)
+
+
+def _float_mean(lowering: Lowering, name: str, x: Codes, window: Window, zero_point: int) -> Codes:
+    """The mean of a tensor that is channels last, which torch computes in float32 in an order of its own: enclosed."""
+    elements = window.kernel[0] * window.kernel[1]
+    error = float_mean_error(elements) + 2.0**-30
+
+    def least(z: IntegerArray) -> IntegerArray:
+        return np.ceil(z / elements + zero_point - error - 0.5).astype(np.int64)
+
+    def greatest(z: IntegerArray) -> IntegerArray:
+        return np.floor(z / elements + zero_point + error + 0.5).astype(np.int64)
+
+    z = lowering.builder.pool_sum(name, x, window, zero_point, None)
+    sides = [Requantize(side, 1, LOW, HIGH, x.quantization) for side in (least, greatest)]
+    return lowering.builder.enclose(f"{name}/mean", z, sides[0], sides[1], 1 << 31)
 
 
 def _by_lane(lowering: Lowering, x: Codes, in_lanes: AccumulatorMap, by_channel: AccumulatorMap) -> list[AccumulatorMap]:
@@ -143,7 +182,10 @@ def _pool(lowering: Lowering, name: str, x: Codes, window: Window, zero_point: i
 POOLS: dict[str, Callable[[Lowering, Operation], Value]] = {
     "aten::max_pool2d": _max,
     "aten::quantized_max_pool2d": _max,
+    "aten::max_pool1d": _max_signal,
+    "aten::quantized_max_pool1d": _max_signal,
     "aten::avg_pool2d": _average,
+    "aten::adaptive_avg_pool1d": _adaptive,
     "aten::adaptive_avg_pool2d": _adaptive,
     "aten::mean": _mean,
 }

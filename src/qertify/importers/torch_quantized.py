@@ -159,8 +159,8 @@ def _output(result: Any) -> tuple[Codes, str]:
     match result:
         case Traced(value=Codes() as codes):
             return codes, "codes"
-        case Traced(value=Decision(codes)):
-            return codes, "softmax"
+        case Traced(value=Decision(codes, kind)):
+            return codes, kind
         case Traced(value=Real(codes, values)):
             quantization = codes.quantization
             if quantization is not None:

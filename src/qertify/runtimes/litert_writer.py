@@ -24,7 +24,7 @@ TYPES = {
     np.dtype(np.int16): schema.TensorType.INT16,
     np.dtype(np.int64): schema.TensorType.INT64,
 }
-VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "HARD_SWISH": 1, "QUANTIZE": 2}
+VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "HARD_SWISH": 1, "SHAPE": 1, "PACK": 1}
 """Versions of the operators that read int8, two unless listed."""
 NONE, RELU, RELU_N1_TO_1, RELU6 = range(4)
 """Fused activation functions."""

@@ -247,7 +247,14 @@ def qnnpack_average(scale: np.float32, zero_point: int, elements: int) -> Accumu
 def float_mean_is_exact(elements: int) -> bool:
     """Whether a mean computed in float32, in any order, rounds to the same code as the exact one.
 
-    An odd count has no ties: S / n + z keeps a distance of 1/(2n) from every tie. Dequantizing, n − 1 additions, the division
-    and quantizing again lose less than (n + 8) half units in the last place of 512.
+    An odd count has no ties: S / n + z keeps a distance of 1/(2n) from every tie.
     """
-    return elements % 2 == 1 and (elements + 8) * 2.0**-24 * 512 < 1 / (2 * elements)
+    return elements % 2 == 1 and float_mean_error(elements) < 1 / (2 * elements)
+
+
+def float_mean_error(elements: int) -> float:
+    """What a mean computed in float32, in any order, is off by, in codes.
+
+    Dequantizing, n − 1 additions, the division and quantizing again lose less than (n + 8) half units in the last place of 512.
+    """
+    return (elements + 8) * 2.0**-24 * 512

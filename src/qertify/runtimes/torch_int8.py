@@ -110,17 +110,18 @@ def unary_tables(
     return body.int_repr()[0].numpy().astype(np.int64), np.array(tail, dtype=np.int64), body
 
 
-def softmax_keeps_ties(values: Float32Array, classes: int) -> bool:
+def softmax_keeps_ties(softmax: Callable[[torch.Tensor, int], torch.Tensor], values: Float32Array, classes: int) -> bool:
     """Whether equal scores get equal results at every position, as far as the installed torch shows.
 
     Args:
+        softmax: torch.softmax or torch.log_softmax.
         values: every score there is, ascending. Each is put at all positions beside the largest one.
         classes: number of scores that the softmax runs over.
     """
     for position in (0, classes - 1):
         x = torch.from_numpy(values.copy())[:, None].repeat(1, classes)
         x[:, position] = float(values[-1])
-        others = np.delete(torch.softmax(x, 1).numpy(), position, axis=1)
+        others = np.delete(softmax(x, 1).numpy(), position, axis=1)
         if np.any(others != others[:, :1]):
             return False
     return True

@@ -20,8 +20,9 @@ from qertify.network.network import Network
 from qertify.network.nodes import Input, Staircase
 from qertify.network.ranges import RULES, Range
 
-FEW, STEPS = 200, 12
-"""Up to so many units of a block get multipliers from so many steps of the first-order search; more units, from none."""
+FEW, MANY, STEPS = 80, 400, 12
+"""Up to so many units of a block, at first and once more, get multipliers from so many steps of the first-order search; more
+units, from none."""
 FLAT = 1.5
 """Length from which the constant part at an end of a range counts as a phase, in steps."""
 ENTRIES = 1 << 21
@@ -29,7 +30,7 @@ ENTRIES = 1 << 21
 
 
 def refine(
-    network: Network, known: dict[str, Range], program: Program, late: Callable[[], bool] = lambda: False
+    network: Network, known: dict[str, Range], program: Program, late: Callable[[], bool] = lambda: False, few: int = FEW
 ) -> dict[str, Range]:
     """Ranges of all nodes over the program's box, at least as tight as the known ones.
 
@@ -37,6 +38,7 @@ def refine(
         known: ranges of all nodes, (1, *node shape), that the program was compiled with.
         program: with operators.
         late: asked before every batch; after that, interval arithmetic goes on alone.
+        few: most units of a block that get better multipliers than those of chords.
     """
     refined: dict[str, Range] = {}
     blocks = _blocks(network, program)
@@ -51,7 +53,7 @@ def refine(
             flat_low, flat_high = low.reshape(-1).copy(), high.reshape(-1).copy()
             program = _with_ranges(program, start, stop, flat_low[elements], flat_high[elements])
             if start:
-                program = _tightened(program, start, stop, late)
+                program = _tightened(program, start, stop, late, few)
                 flat_low[elements], flat_high[elements] = (
                     bound[start:stop].cpu().numpy().astype(np.int64) for bound in (program.low, program.high)
                 )
@@ -86,7 +88,7 @@ def loose(program: Program) -> Tensor:
     return ((first < last) & flat)[0]
 
 
-def _tightened(program: Program, start: int, stop: int, late: Callable[[], bool]) -> Program:
+def _tightened(program: Program, start: int, stop: int, late: Callable[[], bool], few: int) -> Program:
     """Dual bounds for the loose units of one block, the widest first."""
     head = program.head(start)
     width = torch.where(loose(program)[start:stop], (head.high - head.low)[start:] / head.spacing[start:], 0.0)
@@ -97,7 +99,7 @@ def _tightened(program: Program, start: int, stop: int, late: Callable[[], bool]
         if late() or not len(part):
             break
         for sign in (1.0, -1.0):
-            bound = _bound(head, part, sign, relaxer, STEPS if len(order) <= FEW else 0)
+            bound = _bound(head, part, sign, relaxer, STEPS if len(order) <= few else 0)
             if sign > 0:
                 low[part] = torch.maximum(low[part], bound)
             else:

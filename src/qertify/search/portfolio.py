@@ -17,6 +17,7 @@ from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
 from qertify.result import Reason
 from qertify.search import stages
+from qertify.search.journal import Journal
 from qertify.search.proof import ProofLog
 from qertify.search.question import Decision, Question
 from qertify.specification.judge import Run
@@ -67,6 +68,7 @@ def decide(
     plan: Sequence[stages.Stage] | None = None,
     processes: SolverProcesses | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    journal: Journal | None = None,
 ) -> Decision:
     """Decide whether the property holds on the whole box.
 
@@ -80,6 +82,8 @@ def decide(
         plan: the stages, None for those of the method.
         processes: where solvers run, None for processes of this question alone.
         stopped: polled; once it is true, the question is given up as at the deadline.
+        journal: keeps the search's open domains, and may hold some already. When it ends a search before the deadline, the
+            reason is interrupted.
 
     Raises:
         UnsupportedModelError: the chosen method does not cover the network.
@@ -111,6 +115,7 @@ def decide(
             solvers,
             executor=executor,
             run=run,
+            journal=journal,
             stopped=stopped,
         )
         for stage in plan or _STAGES[options.method]:
@@ -121,6 +126,8 @@ def decide(
             if decision.settled:
                 if decision.proof is not None:
                     decision.proof.program, decision.proof.cases = question.program, question.cases
+                return decision
+            if decision.reason is Reason.INTERRUPTED:
                 return decision
     decision.reason = decision.reason or (Reason.TIMEOUT if question.late() else _undecided(network))
     return decision

@@ -27,10 +27,12 @@ from qertify.network.network import Network
 from qertify.network.nodes import Max, Staircase
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method
-from qertify.result import Evidence
+from qertify.parallel.partition import pack
+from qertify.result import Evidence, Reason
 from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.branching import Gains
 from qertify.search.domains import root_domains
+from qertify.search.journal import restored, search_digest
 from qertify.search.leaf import Closure, LeafAnswer
 from qertify.search.question import Question
 from qertify.search.sharing import share_search
@@ -307,10 +309,21 @@ def search(question: Question) -> None:
             last = time.monotonic()
             question.say(f"search: {progress.nodes} domains bounded, {progress.open} open")
 
+    journal, digest, pause = None if options.keep_proof else question.journal, "", None  # a certificate needs the whole tree
+    if journal is not None:
+        digest = search_digest(question.network, question.box, question.property, program)
+        if parts := journal.read(digest):
+            tree.hand_over()  # the cases: what is open of them is in the journal
+            tree.add(restored(parts, program))
+        pause = None if journal.budget is None else time.monotonic() + journal.budget
     alone = question.refined or program.operators is not None  # workers make matrices, with plain ranges
-    outcome = (None if alone else share_search(question, tree, gains, report)) or tree.run(
-        question.deadline, report=report, stopped=question.stopped
-    )
+    shared = None if alone else share_search(question, tree, gains, report, digest)
+    outcome = shared or tree.run(question.deadline, report=report, stopped=question.stopped, pause=pause)
+    if journal is not None and shared is None and not outcome.proved and outcome.counterexample is None:
+        left = tree.hand_over()
+        if any(not item.stuck for item in left) and (question.deadline is None or time.monotonic() < question.deadline):
+            journal.write(digest, None, {0: pack(left)})
+            decision.reason = Reason.INTERRUPTED
     decision.nodes, decision.tree = outcome.nodes, outcome.tree
     if outcome.counterexample is not None:
         decision.counterexample, decision.method = outcome.counterexample, "bab"

@@ -7,6 +7,7 @@ question. It belongs to one digest: of the question and of the units that bounds
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -19,6 +20,7 @@ from qertify.network.network import Network
 from qertify.parallel.executor import Message
 from qertify.parallel.partition import unpack
 from qertify.parallel.programs import digest_of
+from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.domains import Subproblem
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Property
@@ -70,8 +72,18 @@ def search_digest(network: Network, box: IntegerBox, property_: Property, progra
     return digest_of(json.dumps([__version__, network.digest, ends, repr(property_), units]))
 
 
-def restored(parts: Iterable[Message], program: Program) -> list[Subproblem]:
-    """The domains of a journal, within the program's ranges, which may be tighter than those that they were found with."""
+def go_on(journal: Journal, digest: str, tree: BranchAndBound, program: Program) -> float | None:
+    """Put what the journal holds, if anything, in the place of the tree's cases; until when to search, of `time.monotonic`.
+
+    Domains are cut to the program's ranges, which may be tighter than those that they were found with.
+    """
+    if parts := journal.read(digest):
+        tree.hand_over()
+        tree.add(_restored(parts, program))
+    return None if journal.budget is None else time.monotonic() + journal.budget
+
+
+def _restored(parts: Iterable[Message], program: Program) -> list[Subproblem]:
     device = program.low.device
     return [
         replace(

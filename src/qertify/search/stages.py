@@ -32,7 +32,7 @@ from qertify.result import Evidence, Reason
 from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.branching import Gains
 from qertify.search.domains import root_domains
-from qertify.search.journal import restored, search_digest
+from qertify.search.journal import go_on, search_digest
 from qertify.search.leaf import Closure, LeafAnswer
 from qertify.search.question import Question
 from qertify.search.sharing import share_search
@@ -192,10 +192,8 @@ def _harden(question: Question, domains: Domains, points: Tensor, reached: Tenso
 
 def align(question: Question) -> None:
     """The attack that aligns rounding errors."""
-    if not question.cases or (question.program is None and not compile_cases(question)):
-        return
-    aligned = question.aligned()
-    if aligned is None:
+    ready = question.cases and (question.program is not None or compile_cases(question))
+    if not ready or (aligned := question.aligned()) is None:
         return
     found = aligned.search(_until(question, ATTACK_SECONDS, ATTACK_SHARE))
     if found is not None:
@@ -312,10 +310,7 @@ def search(question: Question) -> None:
     journal, digest, pause = None if options.keep_proof else question.journal, "", None  # a certificate needs the whole tree
     if journal is not None:
         digest = search_digest(question.network, question.box, question.property, program)
-        if parts := journal.read(digest):
-            tree.hand_over()  # the cases: what is open of them is in the journal
-            tree.add(restored(parts, program))
-        pause = None if journal.budget is None else time.monotonic() + journal.budget
+        pause = go_on(journal, digest, tree, program)
     alone = question.refined or program.operators is not None  # workers make matrices, with plain ranges
     shared = None if alone else share_search(question, tree, gains, report, digest)
     outcome = shared or tree.run(question.deadline, report=report, stopped=question.stopped, pause=pause)

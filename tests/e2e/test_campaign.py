@@ -170,6 +170,10 @@ def test_compare(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([*CAMPAIGN, "text.db", "--resume"], "damaged, or not a results file"),
         ([*CAMPAIGN, "n.db", "--search-radius", "2", "--input-range", "0", "9"], "does not go with --input-range"),
         (["campaign", "m.h5", *model_flags(), "--inputs", "x.npy", "--out", "n.db"], "give --radius or --search-radius"),
+        (
+            [*CAMPAIGN[:-5], "--search-radius", "2", "--radius-unit", "real", "--out", "n.db"],
+            "--search-radius counts levels",
+        ),
         (["compare", "r.db", "missing.db"], "no such file"),
         (["export", "r.db", "--out", "r.txt"], "must end with .csv, .parquet, .json"),
         (["export", "text.db", "--out", "r.csv"], "damaged, or not a results file"),

@@ -147,6 +147,8 @@ def campaign_command(
         raise InvalidInputError("--float does not go with --labels, --target, --ties, --search-radius, --mean and --std")
     if not spelt and search is None:
         raise InvalidInputError("give --radius or --search-radius" if original is None else "give --radius")
+    if search is not None and not spelt and radius_unit is Unit.REAL:
+        raise InvalidInputError("--radius-unit real goes with --radius; --search-radius counts levels")
     if search is not None and input_range is not None:
         raise InvalidInputError("--search-radius looks at the whole valid range, so it does not go with --input-range")
     check_writable(out, ".db", "--out")

@@ -350,7 +350,7 @@ class Processes:
         if not worker.ready:
             self._false_starts += 1
             if self._false_starts >= FALSE_STARTS:
-                raise WorkerError(f"worker processes die before they have read the model; the last one {why}")
+                raise WorkerError(f"worker processes die before they have read the model; the last one: {why}")
         elif job is not None and job.attempt < ATTEMPTS:
             job.attempt += 1
             with self._lock:

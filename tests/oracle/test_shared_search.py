@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qertify.certificates.format import save as save_certificate
+from qertify.certificates.write import certificate_of
 from qertify.cli.main import run
 from qertify.cli.supervisor import Direct
 from qertify.errors import WorkerError
@@ -26,7 +30,8 @@ from qertify.parallel.worker import Desk, greeting
 from qertify.queries.robustness import RobustnessQuery, local_robustness, verify
 from qertify.result import Evidence, Reason, Verdict
 from qertify.search import sharing
-from qertify.search.question import Question
+from qertify.search.journal import Handed
+from qertify.search.question import Decision, Question
 from qertify.specification.property import Ties
 from tests.files import comparison_model, model_flags
 from tests.oracle.random_networks import random_network, violated_somewhere
@@ -226,6 +231,19 @@ def test_a_worker_of_another_model_or_version_is_noticed(
 
     assert verify(query, BAB, executor=InProcess(answer, ready=2, size=2)).verdict is Verdict.ROBUST
     assert said in replies[0]["error"]
+
+
+def test_certificates_do_not_depend_on_the_workers(desk: Callable[[RobustnessQuery], Desk], tmp_path: Path) -> None:
+    options = replace(BAB, keep_proof=True)
+    for query in of_verdict(Verdict.ROBUST, 3) + of_verdict(Verdict.NON_ROBUST, 2):
+        files: list[dict[str, bytes]] = []
+        for place in ({}, {"executor": InProcess(desk(query).answer, ready=3, size=3), "journal": Handed(0.01)}):
+            kept: list[Decision] = []
+            result = verify(query, options, decided=kept.append, **place)  # type: ignore[arg-type]
+            save_certificate(certificate_of(query, result, kept[0]), tmp_path / "c.qcert")
+            with zipfile.ZipFile(tmp_path / "c.qcert") as archive:  # whose own bytes hold the time of day
+                files.append({name: archive.read(name) for name in archive.namelist()})
+        assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(("radius", "status"), [("3", 0), ("6", 1)])

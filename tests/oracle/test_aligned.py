@@ -12,6 +12,7 @@ from qertify.attack import aligned
 from qertify.attack.aligned import Aligner
 from qertify.attack.gradient import forward, random_starts, signed_gradient
 from qertify.attack.lattice import descend
+from qertify.attack.patterns import pattern_program
 from qertify.bounds.difference import compile_difference
 from qertify.bounds.program import Program
 from qertify.ilp.soft_rows import SoftRows
@@ -152,11 +153,46 @@ def test_rows_may_be_left_at_a_price() -> None:
     cheap = rows.solve(np.array([-1.0, -2.0]), one * 0.5, none, one, 5.0)
     dear = rows.solve(np.array([-1.0, -2.0]), one * 1.5, none, one, 5.0)
     dearest = rows.solve(np.array([-1.0, -2.0]), one * 3.0, none, one, 5.0)
-    assert [None if found is None else found.tolist() for found in (cheap, dear, dearest)] == [[4, 4], [0, 4], [0, 1]]
+    answers = [(found[0].tolist(), found[1].tolist()) for found in (cheap, dear, dearest) if found is not None]
+    assert answers == [([4, 4], [-0.5]), ([0, 4], [-1.5]), ([0, 1], [-2])]
     inside = rows.solve(np.zeros(2), one, np.array([5.0]), np.array([6.0]), 5.0)
     assert inside is not None
-    assert 5 <= inside.sum() <= 6
+    assert 5 <= inside[0].sum() <= 6
     cut = SoftRows(np.array([[1.0, 1.0]]), np.zeros(2), np.full(2, 4.0), np.array([[0.0, 1.0]]), np.array([3.0]))
     found = cut.solve(np.array([-1.0, -2.0]), one * 0.5, none, one, 5.0)
     assert found is not None
-    assert found.tolist() == [4, 3]
+    assert found[0].tolist() == [4, 3]
+
+
+def test_a_program_of_values_does_what_the_whole_does() -> None:
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        left, right = quantized_pair(generator, 3, 2)
+        program = _program(left, right, IntegerBox(np.zeros(3, np.int64), np.full(3, 7)))
+        if not Aligner.supports(program):
+            continue
+        first = aligned._first_staircases(program)
+        x = random_starts(program, 6, torch.Generator().manual_seed(seed))
+        z, y = forward(program, x)
+        low, high = y[:, first].amin(0), y[:, first].amax(0)
+        price = torch.arange(len(first), dtype=torch.float64)
+        inner, kept = pattern_program(program, first, z[0], y[0], price, low, high)
+        found = forward(inner, y[:1, first])[0][0]
+        assert torch.equal(found[:-1], z[0, kept])
+        assert found[-1] == price @ y[0, first]
+        moved = torch.minimum(y[0, first] + 1, high)
+        forced = _with_values(program, x[0], first, moved)
+        assert torch.allclose(forward(inner, moved[None])[0][0, :-1], forced[kept], rtol=1e-12, atol=1e-6)
+
+
+def _with_values(program: Program, x: Tensor, first: Tensor, values: Tensor) -> Tensor:
+    """Accumulators where some units are given their values."""
+
+    def fill(start: int, stop: int, z: Tensor) -> Tensor:
+        y = program.block_values(start, stop, z)
+        for unit, value in zip(first.tolist(), values.tolist(), strict=True):
+            if start <= unit < stop:
+                y[:, unit - start] = value
+        return y
+
+    return program.forward(x[None], fill)[0]

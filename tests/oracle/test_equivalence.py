@@ -26,9 +26,10 @@ SLACK = Fraction(1, 10**5)
 
 @pytest.fixture(autouse=True)
 def no_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds and the search are under test; the annealing is not."""
+    """The bounds and the search are under test; long attacks are not."""
     monkeypatch.setattr(engine, "ENUMERATION_LIMIT", 0)
-    monkeypatch.setattr("qertify.search.equivalence_attack.MOVES", 30)
+    for name, value in (("MOVES", 30), ("ROUNDS", 1), ("VARIATIONS", 1), ("CLIMBS", 2)):
+        monkeypatch.setattr(f"qertify.search.equivalence_attack.{name}", value)
 
 
 def _box(generator: np.random.Generator, network: Network) -> IntegerBox:

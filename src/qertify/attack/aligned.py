@@ -10,13 +10,16 @@ vertex is rounded to integers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from qertify.attack.annealing import anneal
 from qertify.attack.gradient import STEEPEST, forward
 from qertify.attack.lattice import smooth_values
+from qertify.attack.patterns import pattern_program
 from qertify.bounds.program import Program
 from qertify.network.tensor import FloatArray
 
@@ -32,6 +35,10 @@ KEPT = 0.7
 """Distance from a threshold that is left for rounding the inputs, in its expected effects."""
 ROUNDINGS = 64
 """Roundings of one vertex that are tried."""
+FIRST_CHANGES, LEAST_CHANGES = 20, 4
+"""How many steps may change at once: at first, and at least."""
+CHAINS, MOVES = 24, 60
+"""Of the annealing that chooses them."""
 SECONDS = 5.0
 """Most time for one linear program."""
 
@@ -41,13 +48,30 @@ class Rows(Protocol):
 
     def solve(
         self, cost: FloatArray, penalty: FloatArray, low: FloatArray, high: FloatArray, seconds: float
-    ) -> FloatArray | None:
-        """The point, or None."""
+    ) -> tuple[FloatArray, FloatArray] | None:
+        """The point, and what each row costs that has to be greater by one; or None."""
         ...
 
 
 RowsOf = Callable[[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray], Rows]
 """The solver for a matrix (rows, n), a box, (n,) each, and cuts·x ≤ limits, (cuts, n) and (cuts,)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Vertex:
+    """The best point of a cell.
+
+    Attributes:
+        x: (n,), real numbers. reached: the objective there.
+        low, high: the ends of the cell. weight: how much a step of each row matters. price: of the rows; (rows,) each.
+    """
+
+    x: Tensor
+    reached: float
+    low: Tensor
+    high: Tensor
+    weight: Tensor
+    price: Tensor
 
 
 class Aligner:
@@ -65,6 +89,7 @@ class Aligner:
         self._matrix = program.input_matrix[self._first]
         self._constant = program.constant[self._first]
         self._step = program.spacing[self._first].clamp(min=1)
+        self._last = program.values(program.high[None])[0, self._first]
         cuts, limits = _cuts(program)
         box = program.input_low.numpy(), program.input_high.numpy()
         self._rows = rows(self._matrix.numpy(), *box, cuts.numpy(), limits.numpy())
@@ -111,32 +136,56 @@ class Aligner:
             x = program.inside_box(x - stride * moved * (total @ program.input_matrix).sign())
         return best_x, best
 
-    def climb(self, x: Tensor, objective: Tensor, late: Callable[[], bool] = lambda: False) -> Tensor:
+    def climb(self, x: Tensor, objective: Tensor, late: Callable[[], bool] = lambda: False, variations: int = 0) -> Tensor:
         """From cell to better cell.
 
         Args:
             x: (n,), real numbers or integers in the box. objective: (N,). late: asked at every linear program.
+            variations: how often cells further away are tried, which differ at several steps.
 
         Returns:
             integer points inside the box, (k, n), the best one first; none if there is no time for one.
         """
-        best, vertex = torch.inf, None
+        best: _Vertex | None = None
         for _ in range(CLIMBS):
+            found = None if late() else self._vertex(x, objective)
+            if found is None or (best is not None and found.reached >= best.reached - abs(best.reached) * 1e-9):
+                break
+            best, x = found, found.x
+        if best is None:
+            return x.new_zeros(0, len(x))
+        points = self._rounded(best.x, best.low, best.high, best.weight)
+        many, climbed = min(FIRST_CHANGES, len(self._first)), best
+        for _ in range(variations):
             if late():
                 break
-            z, y = forward(self._program, x[None])
-            found = self._vertex(z, y, objective)
-            if found is None:
-                break
-            x, low, high, weight = found
-            reached = float((forward(self._program, x[None])[0] @ objective)[0])
-            if reached >= best - abs(best) * 1e-9:
-                break
-            best, vertex = reached, (x, low, high, weight)
-        if vertex is None:
-            return x.new_zeros(0, len(x))
-        points = self._program.inside_box(self._rounded(*vertex))
+            found = self._varied(best, objective, many)
+            if found is not None and found.reached < best.reached:
+                best, many = found, min(many + 3, len(self._first))
+            else:
+                many = max(many - 1, min(LEAST_CHANGES, len(self._first)))
+        if best is not climbed:
+            points = torch.cat([points, self._rounded(best.x, best.low, best.high, best.weight)])
+        points = self._program.inside_box(points)
         return points[(forward(self._program, points)[0] @ objective).argsort()]
+
+    def _varied(self, vertex: _Vertex, objective: Tensor, many: int) -> _Vertex | None:
+        """The best point of a cell in which some of the steps, ``many`` at most, are the next ones.
+
+        Which ones is found by annealing: what the values do in later units is computed, what they cost in the linear program
+        is taken from its prices.
+        """
+        program, first = self._program, self._first
+        z, y = (item[0] for item in forward(program, vertex.x[None]))
+        code, chosen = y[first], torch.rand(len(first), generator=self._generator).argsort()[:many]
+        low, high = code.clone(), code.clone()
+        low[chosen] = torch.maximum(code[chosen] - 1, program.first_value[first][chosen])
+        high[chosen] = torch.minimum(code[chosen] + 1, self._last[chosen])
+        inner, kept = pattern_program(program, first, z, y, vertex.price * self._step, low, high)
+        goal = torch.cat([objective[kept], torch.ones(1, dtype=objective.dtype)])
+        ends = anneal(inner, code.repeat(CHAINS, 1), goal.repeat(CHAINS, 1), MOVES, self._generator)
+        best = ends[(forward(inner, ends)[0] @ goal).argmin()]
+        return None if torch.equal(best, code) else self._vertex(vertex.x, objective, best)
 
     def _weights(self, y: Tensor, objective: Tensor) -> tuple[Tensor, Tensor]:
         """What values and accumulators weigh in the objective, (batch, N) each, to first order, steps being lines."""
@@ -151,18 +200,20 @@ class Aligner:
         program.backward(objective, fill)
         return value, objective + value * slope
 
-    def _vertex(self, z: Tensor, y: Tensor, objective: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """The best point of the cell at or next to a point with these accumulators and values, (1, N) each.
-
-        Returns:
-            the point, (n,), the ends of the cell, and how much each of its steps weighs, (rows,) each.
-        """
+    def _vertex(self, x: Tensor, objective: Tensor, values: Tensor | None = None) -> _Vertex | None:
+        """The best point of a cell: that with the given values of the rows, (rows,), or the one at or next to a point, (n,)."""
         program, first = self._program, self._first
+        z, y = forward(program, x[None])
         value, total = self._weights(y, objective[None])
-        weight, ahead = value[0, first], z.clone()
+        weight = value[0, first]
         up = weight < 0
-        ahead[0, first] += torch.where(up, AHEAD, -AHEAD) * self._step
-        code = program.values(ahead)
+        if values is None:
+            ahead = z.clone()
+            ahead[0, first] += torch.where(up, AHEAD, -AHEAD) * self._step
+            code = program.values(ahead)
+        else:
+            code = y.clone()
+            code[0, first] = values
         low, high = program.threshold(code)[0, first], program.threshold(code + 1)[0, first] - 1
         fractions = 1 + torch.count_nonzero(program.input_low < program.input_high).clamp(max=len(first))
         noise = KEPT * (self._matrix.square().mean(1) * fractions / 12).sqrt()
@@ -181,7 +232,9 @@ class Aligner:
         )
         if found is None:
             return None
-        return torch.minimum(torch.maximum(torch.from_numpy(found), program.input_low), program.input_high), low, high, size
+        point, price = (torch.from_numpy(item) for item in found)
+        point = torch.minimum(torch.maximum(point, program.input_low), program.input_high)
+        return _Vertex(point, float(forward(program, point[None])[0][0] @ objective), low, high, size, price)
 
     def _rounded(self, x: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
         """Roundings of a vertex to integers that stay in its cell where they can: one input after the other, in any order."""

@@ -49,8 +49,11 @@ class SoftRows:
 
     def solve(
         self, cost: FloatArray, penalty: FloatArray, low: FloatArray, high: FloatArray, seconds: float
-    ) -> FloatArray | None:
-        """The point, (columns,), of these costs, (columns,), penalties and ranges, (rows,); None if there is no time."""
+    ) -> tuple[FloatArray, FloatArray] | None:
+        """The point of these costs, (columns,), penalties and ranges, (rows,), and prices of the ranges; None if it is late.
+
+        Prices, (rows,), are what a row costs that has to be greater by one.
+        """
         if not self._usable:
             return None
         columns, rows = np.arange(self._columns, dtype=np.int32), np.arange(self._rows, dtype=np.int32)
@@ -61,5 +64,7 @@ class SoftRows:
         self._solver.run()
         if self._solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
-        found = np.asarray(self._solver.getSolution().col_value, dtype=np.float64)[: self._inputs]
-        return found if np.all(np.isfinite(found)) else None
+        solution = self._solver.getSolution()
+        found = np.asarray(solution.col_value, dtype=np.float64)[: self._inputs]
+        prices = np.asarray(solution.row_dual, dtype=np.float64)[: self._rows] * size
+        return (found, prices) if np.all(np.isfinite(found)) and np.all(np.isfinite(prices)) else None

@@ -27,6 +27,8 @@ CLIMBS = 8
 """Most starts from which steps are aligned, at a time."""
 ROUNDS, DESCENTS, DESCENT_ROUNDS = 4, 2, 60
 """Of an attack that goes on: local searches from the best points, and new starts."""
+VARIATIONS = 40
+"""Of the steps that are aligned from such a point."""
 CHAINS, MOVES = 48, 2000
 """Of simulated annealing, from the best points in the end."""
 POLISH_STEPS, POLISH_REACH = 8, 0.1
@@ -123,6 +125,7 @@ class DifferenceAttack:
                 tried.append(point)
                 path = descend(self._program, point, objective, DESCENT_ROUNDS, late)
                 self._note(path[-1:], objective[None], (forward(self._program, path[-1:])[0] @ objective))
+                self._climb(point, objective, late, VARIATIONS)
             if not enough():
                 self._align(start + seconds - time.monotonic(), CLIMBS)
         if enough() or late():
@@ -148,9 +151,15 @@ class DifferenceAttack:
             late = self._until(begin + seconds)
             if late() or (self._points and hopes[row] >= self._best()[0][0]):
                 return
-            points = self._aligner.climb(starts[row], objective[row], late)[:1]
-            if len(points):
-                self._note(points, objective[row][None], forward(self._program, points)[0] @ objective[row])
+            self._climb(starts[row], objective[row], late)
+
+    def _climb(self, start: Tensor, objective: Tensor, late: Callable[[], bool], variations: int = 0) -> None:
+        """Note where aligned steps lead from a start."""
+        if self._aligner is None:
+            return
+        points = self._aligner.climb(start, objective, late, variations)[:1]
+        if len(points):
+            self._note(points, objective[None], forward(self._program, points)[0] @ objective)
 
     def _note(self, points: Tensor, objective: Tensor, values: Tensor) -> None:
         """Show points to the judge and remember them."""

@@ -208,7 +208,7 @@ def confirm(result: EquivalenceResult, query: EquivalenceQuery, original: Path, 
 
 
 def _near(outputs: np.ndarray, kind: str, exact: np.ndarray, error: float) -> bool:
-    """Whether a float32 run is as near to real arithmetic as proved; where it decides, whether its class can be the right one."""
+    """Whether a float32 run is as near to real arithmetic as proved; where it decides, whether its class may be right."""
     if kind == "values":
         return bool(np.all(np.abs(outputs - exact) <= error * (1 + 1e-9) + np.abs(exact) * 2.0**-50))
     chosen = int(outputs[0]) if kind == "argmax" else int(outputs.argmax())

@@ -59,7 +59,7 @@ class EquivalenceQuery:
         for network in (left, right):
             kind = network.metadata.get("output", "values")
             if not self.top1 and kind not in ("values", "dequantized", "codes"):
-                reason = f"a difference of outputs needs scores, this model returns their {kind}; cut that off, or ask for --top1"
+                reason = f"a difference of outputs needs scores, and this model returns their {kind}; ask for --top1"
                 raise UnsupportedModelError(network.output.name, kind, "output", reason)
         if self.delta is not None and self.delta <= 0:
             raise InvalidInputError(f"delta {self.delta} must be positive")

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     "OMP_NUM_THREADS": "1",
-    "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1",
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
 }
 
@@ -30,8 +29,9 @@ def free_port() -> int:
 class SmallCluster:
     """A scheduler and workers with one thread each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, failures: int = 1) -> None:
         self.folder, self.port = folder, free_port()
+        self.environment = {**os.environ, **ENVIRONMENT, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(failures)}
         self.address = f"tcp://127.0.0.1:{self.port}"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.scheduler = self.start_scheduler()
@@ -41,7 +41,7 @@ class SmallCluster:
         log = (self.folder / f"{name}-{len(self.processes)}.log").open("wb")
         with log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *arguments], cwd=self.folder, env={**os.environ, **ENVIRONMENT},
+                [sys.executable, "-m", "dask", *arguments], cwd=self.folder, env=self.environment,
                 stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         self.processes.append(process)
@@ -81,8 +81,9 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def small_cluster(folder: Path, workers: int = 2, nanny: bool = False) -> Generator[SmallCluster]:
-    cluster = SmallCluster(folder)
+def small_cluster(folder: Path, workers: int = 2, nanny: bool = False, failures: int = 1) -> Generator[SmallCluster]:
+    """``failures``: deaths of workers after which Dask gives up a piece, but for one."""
+    cluster = SmallCluster(folder, failures)
     try:
         for _ in range(workers):
             cluster.start_worker(nanny)

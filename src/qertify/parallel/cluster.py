@@ -154,7 +154,8 @@ class DaskExecutor:
         with self._lock:
             if self._broken is None:
                 self._jobs[job.reply] = job
-                self._send(job)
+                with suppress(Exception):  # the watcher finds what was not sent, and the scheduler, again
+                    self._send(job)
                 return job.reply
         job.reply.set_exception(self._broken)
         return job.reply
@@ -254,10 +255,19 @@ class DaskExecutor:
             self._busy_since = time.monotonic()
 
     def _watch(self) -> None:
-        """The thread that notices what Dask does not tell."""
+        """The thread that notices what Dask does not tell. When it ends, whyever, no piece stays open."""
+        try:
+            self._watch_until_closed()
+        finally:
+            if not self._closed.is_set() and self._broken is None:
+                self._break(WorkerError(f"the connection to {self._address} broke down; what has been decided is kept"))
+
+    def _watch_until_closed(self) -> None:
         while not self._closed.wait(LOOK_SECONDS):
             try:
-                if self._client.status != "running" or any(job.task.status == "cancelled" for job in list(self._jobs.values())):
+                with self._lock:
+                    sent = [job.task is not None and job.task.status != "cancelled" for job in self._jobs.values()]
+                if self._client.status != "running" or not all(sent):
                     raise OSError("lost")
                 self._look()
             except Exception:
@@ -299,7 +309,7 @@ class DaskExecutor:
                 del self._jobs[job.reply]
         if not late:
             return
-        keys = {job.task.key for job in late}
+        keys = {job.task.key for job in late if job.task is not None}
         with suppress(Exception):
             at = [address for address, tasks in self._client.processing().items() if keys & set(map(str, tasks))]
             self._client.restart_workers(at, raise_for_error=False)

@@ -75,7 +75,7 @@ def test_delta_is_decided_as_by_enumeration(seed: int) -> None:
     options = Options(timeout=5, seed=seed)
     above = equivalence(replace(query, delta=worst * (1 + SLACK) + Fraction(1, 1000)), replace(options, method=Method.BAB))
     assert above.verdict is not Equivalence.NOT_EQUIVALENT
-    bounded = equivalence(query, replace(options, method=Method.BOUNDS))
+    bounded = equivalence(query, replace(options, method=Method.BOUNDS, timeout=60))
     assert bounded.max_delta is not None
     assert bounded.max_delta[1] is not None
     assert Fraction(bounded.max_delta[0]) <= worst <= Fraction(bounded.max_delta[1])

@@ -15,8 +15,10 @@ from qertify.network.graph import GraphNode, Shape
 from qertify.network.nodes import Max, Rearrange, Window
 from qertify.network.tensor import IntegerArray, QuantizationParameters, as_integers
 
-ELEMENT_LIMIT = 1 << 26
+ELEMENT_LIMIT = 1 << 24
 """Most elements of one tensor: a hostile shape must not fill the memory."""
+TOTAL_LIMIT = 1 << 28
+"""Most elements of all tensors together."""
 AnyNode = TypeVar("AnyNode", bound=GraphNode)
 
 
@@ -47,14 +49,17 @@ class Mover(Generic[AnyNode]):
     def __init__(self) -> None:
         self._nodes: dict[str, AnyNode] = {}
         self._shapes: dict[str, Shape] = {}
+        self._elements = 0
 
     def _add(
         self, node: AnyNode, shape: Shape, low: int, high: int, quantization: QuantizationParameters | None = None
     ) -> Codes:
         if node.name in self._nodes:
             raise InvalidNetworkError(node.name, "two nodes have this name")
-        if prod(shape) > ELEMENT_LIMIT:
-            raise InvalidNetworkError(node.name, f"has {prod(shape)} elements, more than {ELEMENT_LIMIT}")
+        _require_size(node.name, prod(shape))
+        self._elements += prod(shape)
+        if self._elements > TOTAL_LIMIT:
+            raise InvalidNetworkError(node.name, f"with it the network has more than {TOTAL_LIMIT} elements")
         self._nodes[node.name], self._shapes[node.name] = node, shape
         return Codes(node.name, shape, low, high, quantization)
 
@@ -115,10 +120,12 @@ class Mover(Generic[AnyNode]):
         """Repeated to ``shape`` by numpy's rule."""
         if shape == x.shape:
             return x
+        _require_size(name, prod(shape))
         return self.rearrange(name, (x,), np.broadcast_to(np.arange(prod(x.shape)).reshape(x.shape), shape))
 
     def concatenate(self, name: str, inputs: Sequence[Codes], axis: int) -> Codes:
         """Joined along an axis."""
+        _require_size(name, sum(prod(x.shape) for x in inputs))
         starts = np.cumsum([0, *(prod(x.shape) for x in inputs)])
         parts = [start + np.arange(prod(x.shape)).reshape(x.shape) for start, x in zip(starts, inputs, strict=False)]
         return self.rearrange(name, inputs, np.concatenate(parts, axis=axis))
@@ -140,6 +147,11 @@ class Mover(Generic[AnyNode]):
             if name in needed:
                 needed.update(self._nodes[name].inputs)
         return tuple(node for name, node in self._nodes.items() if name in needed)
+
+
+def _require_size(name: str, size: int) -> None:
+    if size > ELEMENT_LIMIT:
+        raise InvalidNetworkError(name, f"has {size} elements, more than {ELEMENT_LIMIT}")
 
 
 def _is_identity(indices: IntegerArray) -> bool:

@@ -214,7 +214,7 @@ def window_of(node: GraphNode, size: tuple[int, ...], kernel: tuple[int, ...]) -
     """The sliding window of a convolution or pool over one or two axes of this size; one axis is lifted to (1, size)."""
     axes = len(size)
     strides, dilations = _sizes(node, "strides", axes, 1), _sizes(node, "dilations", axes, 1)
-    if min(*kernel, *strides, *dilations) < 1 or max(kernel) > SIZE_LIMIT:
+    if not kernel or len(kernel) != axes or min(*kernel, *strides, *dilations) < 1 or max(kernel) > SIZE_LIMIT:
         raise UnsupportedModelError(node.name, node.op, "kernel_shape", "kernel, strides and dilations must be at least 1")
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
     match attribute(node, "auto_pad", b"NOTSET"):

@@ -150,6 +150,22 @@ def _constant(tensor: Any, name: str) -> Constant:
         raise ModelFileError(f"tensor '{name}' is damaged: its data do not fit its type and shape") from error
 
 
+def _constant_value(node: GraphNode) -> Constant:
+    """What a Constant node gives: a tensor, or numbers."""
+    for name, dtype in (
+        ("value_int", "int64"),
+        ("value_ints", "int64"),
+        ("value_float", "float32"),
+        ("value_floats", "float32"),
+    ):
+        if name in node.attributes:
+            return np.array(node.attributes[name], dtype=dtype)
+    value = node.attributes.get("value")
+    if not isinstance(value, np.ndarray):
+        raise UnsupportedModelError(node.name, node.op, None, "only constants given as a tensor or as numbers are read")
+    return value
+
+
 def _attribute(attribute: Any, node: str, op: str) -> Any:
     import onnx
 
@@ -210,9 +226,7 @@ def read_graph(model: Any, input_shape: Sequence[int] | None = None) -> Graph:
         nodes: list[GraphNode] = []
         for node in _nodes(model.graph):
             if node.op == "Constant":
-                if "value" not in node.attributes:
-                    raise UnsupportedModelError(node.name, node.op, None, "only constants given as a tensor are read")
-                constants[node.outputs[0]] = node.attributes["value"]
+                constants[node.outputs[0]] = _constant_value(node)
             else:
                 nodes.append(node)
         known = set(constants) | {item.name for item in model.graph.input} | {x for node in nodes for x in node.outputs}

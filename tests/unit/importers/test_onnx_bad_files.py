@@ -189,6 +189,14 @@ def test_float_island_is_named(tmp_path):
     refused(tmp_path, model(tanh, v=np.eye(3, dtype=F)), UnsupportedModelError, "'island' (MatMul)")
 
 
+@pytest.mark.parametrize("value", [7, (1.5, 2.0), b"text"])
+def test_constants_of_other_kinds(tmp_path, value):
+    """They hold no tensor where one is expected: a line, not a traceback."""
+    made = helper.make_node("Constant", [], ["v"], name="made")
+    made.attribute.append(helper.make_attribute("value", value))
+    refused(tmp_path, model([made, *nodes()]), UnsupportedModelError, "'made'", "tensor or as numbers")
+
+
 def test_softmax_is_dropped_only_where_order_stays(tmp_path):
     soft = [
         *nodes()[:2],

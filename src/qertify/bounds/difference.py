@@ -11,7 +11,7 @@ quantization: Zhang et al., QEBVerif, CAV 2023.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ BATCH, ENTRIES = 128, 1 << 19
 """Most paired accumulators, and objectives times units, whose ranges are tightened together."""
 FEW_UNITS, FEWER_UNITS, STEPS = 800, 400, 10
 """Up to so many units a first-order search of so many steps tightens ranges of differences, and those of accumulators."""
-SIGNS = (1.0, -1.0)
 DENSE_LIMIT = 3000
 """Most activations of both networks together for matrices."""
 
@@ -196,30 +195,28 @@ def _tightened(
     program = fork.finish()
     best = torch.from_numpy(np.stack([low, -high]))
     units = len(program.units)
-    descent = None
-    if forms.units and units <= (FEW_UNITS if len(mixture.terms) > 1 else FEWER_UNITS):
-        descent = FirstOrder(program, late)
+    linked = program.follows is not None and units <= FEW_UNITS
+    few = forms.units and units <= (FEW_UNITS if len(mixture.terms) > 1 else FEWER_UNITS)
+    descent = FirstOrder(program, late) if few else None
     for rows in torch.arange(part.size).split(max(1, ENTRIES // units)):
         if late():
             break
         objective = torch.zeros(len(rows), units, dtype=torch.float64)
         objective[torch.arange(len(rows)), forms.units + rows] = 1.0
         ends = [bound.expand(len(rows), -1) for bound in (program.low, program.high)]
-        sides = [Domains(ends[0], ends[1], sign * objective, best[side, rows]) for side, sign in enumerate(SIGNS)]
-        tries = [
-            [sign * multipliers for sign in SIGNS]
-            for following in (Following if program.follows is not None else (Following.NONE,))
-            for multipliers in [initial_multipliers(program, sides[0], following)]
-        ]
+        # no bound is expected to pass the other end of the range, so that no search ends before its steps do
+        above, below = (Domains(ends[0], ends[1], sign * objective, -best[1 - side, rows]) for side, sign in enumerate((1, -1)))
+        tries = [initial_multipliers(program, above)]
+        if program.follows is not None:
+            tries.append(initial_multipliers(program, above, Following.VALUES))
+        proposals = [(multipliers, -multipliers) for multipliers in tries]
+        if linked:
+            links = [initial_multipliers(program, side, Following.LINKS) for side in (above, below)]
+            proposals.append((links[0], links[1]))
         if descent is not None:
-            tries.append(
-                [
-                    descent.relax(replace(side, limit=-best[1 - number, rows]), STEPS).multipliers
-                    for number, side in enumerate(sides)
-                ]
-            )
-        for multipliers in tries:
-            for side, domains in enumerate(sides):
-                bound = prove(program, domains, multipliers[side]).margin + domains.limit
+            proposals.append((descent.relax(above, STEPS).multipliers, descent.relax(below, STEPS).multipliers))
+        for proposal in proposals:
+            for side, (domains, multipliers) in enumerate(zip((above, below), proposal, strict=True)):
+                bound = prove(program, domains, multipliers).margin + domains.limit
                 best[side, rows] = torch.maximum(best[side, rows], bound)
     return best[0].numpy(), -best[1].numpy()

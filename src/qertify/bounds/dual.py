@@ -30,7 +30,7 @@ MAX_SCALE_BITS = 40
 ENOUGH_BITS = 16
 """With fewer bits of λ than this, float64 is not used."""
 FINE_BITS = 28
-"""The same for programs with rows that follow rectifiers, whose multipliers are as small as the rows' numbers are large."""
+"""The same where rows take part that link values to accumulators: their multipliers are as small as their numbers are large."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,7 +201,9 @@ def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple
     clean = torch.nan_to_num(multipliers, nan=0.0, posinf=0.0, neginf=0.0)
     size = magnitude(program, domains, clean).clamp(min=1)
     bits = torch.log2(EXACT / 4 / size).floor().clamp(0, MAX_SCALE_BITS)
-    wide = bits < (ENOUGH_BITS if program.follows is None else FINE_BITS)
+    wide = bits < ENOUGH_BITS
+    if program.takes is not None:
+        wide |= (bits < FINE_BITS) & (clean[:, program.takes != 0] != 0).any(-1)
     bits = torch.where(wide, torch.log2(WIDE_EXACT / 4 / size).floor().clamp(0, MAX_SCALE_BITS), bits)
     scale = torch.exp2(bits)
     rounded = torch.round(clean * scale[:, None])

@@ -169,7 +169,12 @@ class _Search:
         left = inputs.stand_for(codes).astype(np.float64) if isinstance(query.original, RealNetwork) else codes
         pairs = find_pairs(query.original, query.quantized, left, codes) if coupled else ()
         rows, dense = self._classes if query.top1 else self._differences, self._options.method is Method.ILP or None
-        joint = compile_difference(query.original, query.quantized, box, inputs.relation, pairs, rows, self._late, dense)
+        until = time.monotonic() + self._left() / 2
+
+        def late() -> bool:
+            return time.monotonic() > until
+
+        joint = compile_difference(query.original, query.quantized, box, inputs.relation, pairs, rows, late, dense)
         self._say(f"joint program: {len(joint.program.units)} units and rows, {len(pairs)} pair(s) of layers")
         return joint
 

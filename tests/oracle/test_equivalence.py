@@ -28,7 +28,7 @@ SLACK = Fraction(1, 10**5)
 def no_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds and the search are under test; long attacks are not."""
     monkeypatch.setattr(engine, "ENUMERATION_LIMIT", 0)
-    for name, value in (("MOVES", 30), ("ROUNDS", 1), ("VARIATIONS", 1), ("CLIMBS", 2)):
+    for name, value in (("MOVES", 30), ("ROUNDS", 1), ("VARIATIONS", 1), ("CLIMBS", 2), ("RESTARTS", 6), ("STEPS", 20)):
         monkeypatch.setattr(f"qertify.search.equivalence_attack.{name}", value)
 
 

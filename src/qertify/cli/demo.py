@@ -127,7 +127,11 @@ def _save_report(out: Path, network: Network, images: IntegerArray, results: lis
     database.unlink(missing_ok=True)
     with create_store(database, campaign, points) as store:
         store.add(
-            Record(at, str(radius), result) for at, row in enumerate(results) for radius, result in zip(RADII, row, strict=True)
+            [
+                Record(at, str(radius), result)
+                for at, row in enumerate(results)
+                for radius, result in zip(RADII, row, strict=True)
+            ]
         )
         try:
             write_report(store, page, title="Handwritten digits: what is proved, and what fools the network")

@@ -88,7 +88,7 @@ class PairedInput:
             return x
         inside = np.clip(self.stand_for(codes), self.low, self.high)
         for _ in range(EDGE_STEPS):
-            middle = x + (inside - x) / 2
+            middle = (x + (inside - x) / 2).astype(np.float32)
             beyond = self.quantize(middle) != codes
             x, inside = np.where(outside & beyond, middle, x), np.where(outside & ~beyond, middle, inside)
         return np.where(outside, inside, x)

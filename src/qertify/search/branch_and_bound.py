@@ -150,6 +150,10 @@ class BranchAndBound:
         """Who closed leaves so far."""
         return frozenset(self._leaf_solvers)
 
+    def credit(self, solver: str) -> None:
+        """Say that a solver may have closed leaves of this search before it was taken up."""
+        self._leaf_solvers.add(solver)
+
     def add(self, subproblems: Iterable[Subproblem]) -> None:
         """Search these domains, too."""
         self._waiting += [_Waiting(item.case, item.low, item.high, item.depth, -1, margin=item.margin) for item in subproblems]

@@ -64,6 +64,16 @@ def test_the_radius_is_that_of_the_nearest_image(call: Callable[..., Any]) -> No
             assert call("verify", *flags, "--radius", radius)[0] == expected
 
 
+def test_a_radius_of_an_enclosure_is_refuted_by_runs_on_images(call: Callable[..., Any]) -> None:
+    flags = ("--runtime", "onnx-spec", "--radius-unit", "pixel", "--method", "attack", "--max-radius", "8", "--json")
+    status, out, _ = call("radius", "m.onnx", "--input", "x.npy[1]", *flags)
+    answer = json.loads(out)
+    assert status == 3
+    images = prepared(np.arange(256))
+    assert set(np.float32(answer["counterexample"]["input"]).tolist()) <= set(images.tolist())
+    assert 0 < answer["refuted_radius"] <= 8
+
+
 def test_campaigns_of_images(call: Callable[..., Any]) -> None:
     flags = ("m.onnx", "--inputs", "x.npy", "--radius-unit", "pixel", "--radius", "1", "2", "--json", "--out", "r.db")
     status, out, _ = call("campaign", *flags)

@@ -35,7 +35,7 @@ class RealSide:
 
     def __init__(self, network: RealNetwork, forms: Forms, value: Value) -> None:
         self._network, self._forms, self._values = network, forms, {network.input.name: value}
-        self._todo = [node for node in network.nodes if not isinstance(node, RealInput)]
+        self._pending = [node for node in network.nodes if not isinstance(node, RealInput)]
 
     def accumulator(self, name: str) -> Value:
         """What the activation ``name`` reads, once everything before it is compiled."""
@@ -43,14 +43,14 @@ class RealSide:
         return self._values[self._network.by_name[name].inputs[0]]
 
     def advance(self, until: str | None = None) -> None:
-        while self._todo and self._todo[0].name != until:
-            node = self._todo.pop(0)
+        while self._pending and self._pending[0].name != until:
+            node = self._pending.pop(0)
             inputs = [self._values[name] for name in node.inputs]
             self._values[node.name] = self._forms.real(node, inputs, self._network.shapes[node.name])
 
     def activate(self, name: str, low: FloatArray, high: FloatArray) -> Value:
         """Compile the activation ``name``, whose accumulator lies in low … high, flat."""
-        self._todo.pop(0)
+        self._pending.pop(0)
         self._values[name] = self._forms.rectified(name, self._values[self._network.by_name[name].inputs[0]], low, high)
         return self._values[name]
 
@@ -81,18 +81,18 @@ class QuantizedSide:
     def __init__(self, network: Network, forms: Forms, side: str, value: Value, low: IntegerArray, high: IntegerArray) -> None:
         self._network, self._forms, self._side, self._values = network, forms, side, {network.input.name: value}
         self._known: dict[str, Range] = {network.input.name: (low[None], high[None])}
-        self._todo = [node for node in network.nodes if not isinstance(node, Input)]
+        self._pending = [node for node in network.nodes if not isinstance(node, Input)]
 
     def accumulator(self, name: str) -> Value:
         self.advance(name)
         return self._values[self._network.by_name[name].inputs[0]]
 
     def advance(self, until: str | None = None) -> None:
-        while self._todo and self._todo[0].name != until:
+        while self._pending and self._pending[0].name != until:
             self._compile()
 
     def _compile(self) -> Value:
-        node = self._todo.pop(0)
+        node = self._pending.pop(0)
         self._known[node.name] = RULES[type(node)](node, [self._known[name] for name in node.inputs])
         self._values[node.name] = self._forms.integer(self._network, node, self._values, self._known, self._side)
         return self._values[node.name]

@@ -55,7 +55,9 @@ class Question:
     def around(self, radius: Fraction) -> Question:
         """The same with a ball of that radius as its real region, in pixels or in the model's input domain, if it has any."""
         if self.pixels is not None:
-            return replace(self, pixels=self.pixels.around(math.floor(radius)))
+            ball = self.pixels.around(math.floor(radius))
+            low, high = map(exact_array, ball.ends())
+            return replace(self, pixels=ball, real=(low, high))
         if self.query.network.runtime_profile not in RUNTIMES:
             return self
         centre = exact_array(self.given)

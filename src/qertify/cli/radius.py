@@ -90,7 +90,7 @@ def radius_command(
             "progress": show,
             "improved": keep,
             "executor": executor,
-            "run": question.run(),
+            "run": (question if question.pixels is None else question.around(Fraction(255))).run(),
         }
         if radius_unit is Unit.REAL:
             result = maximum_real_radius(point.network, question.given, max_radius=largest, **asked)

@@ -201,8 +201,11 @@ def test_idle_workers_help_with_the_last_questions(
     monkeypatch.setattr(runner, "ENOUGH_IDLE", 1)
     flag = tmp_path / "hanging"
     body = f"""
-if not os.path.exists({str(flag)!r}):
-    open({str(flag)!r}, 'w').close()
+try:
+    open({str(flag)!r}, 'x').close()  # by one of them only, however close together they start
+except FileExistsError:
+    pass
+else:
     {ready(small)}
     time.sleep(600)
 sys.argv = {list(small.canned(tmp_path)[2:])!r}

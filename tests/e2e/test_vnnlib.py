@@ -20,7 +20,8 @@ from qertify.errors import InvalidInputError
 from qertify.importers.registry import ImportOptions, load_model
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
-from qertify.queries.vnnlib import decide_specification, exact_decimal
+from qertify.queries.vnnlib import decide_specification
+from qertify.queries.vnnlib_replay import exact_decimal
 from qertify.search import stages
 from qertify.specification.vnnlib import read_vnnlib
 from tests.files import comparison_model, model_flags

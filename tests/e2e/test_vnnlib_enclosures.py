@@ -123,12 +123,12 @@ def test_scores_in_float32_are_compared_with_each_other_only(call: Callable[...,
     runtime, generator, seen = runtime_of(network), np.random.default_rng(2), set[str]()
     names = [*(f"X_{i}" for i in range(3)), *(f"Y_{i}" for i in range(12))]
     head = "\n".join(f"(declare-const {name} Real)" for name in names)
-    for _ in range(6):
+    for choose in (np.argmax, np.argmin, np.argmax):
         low = generator.integers(0, 250, size=3)
         box = " ".join(f"(>= X_{i} {first}) (<= X_{i} {first + 4})" for i, first in enumerate(low.tolist()))
         inputs = (low + np.array(list(itertools.product(range(5), repeat=3)))).astype(np.uint8)
         outputs = runtime.replay(path, inputs).outputs
-        label = int(np.argmax(outputs.mean(axis=0)))
+        label = int(choose(outputs.mean(axis=0)))
         beaten = " ".join(f"(>= Y_{j} Y_{label})" for j in range(12) if j != label)
         (tmp_path / "p.vnnlib").write_text(f"{head}\n(assert (and {box}))\n(assert (or {beaten}))")
         status, out, _ = call("vnnlib", path.name, "p.vnnlib", *FLAGS)
@@ -142,4 +142,4 @@ def test_scores_in_float32_are_compared_with_each_other_only(call: Callable[...,
     assert {"sat", "unsat"} <= seen
     (tmp_path / "p.vnnlib").write_text(f"{head}\n(assert (and {box}))\n(assert (>= Y_0 0.5))")
     status, _, err = call("vnnlib", path.name, "p.vnnlib", *FLAGS)
-    assert (status, "'one output is the only greatest'" in err, len(err.strip().splitlines())) == (2, True, 1)
+    assert (status, "'one output is the only greatest'" in err.splitlines()[-1]) == (2, True)

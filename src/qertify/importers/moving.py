@@ -78,7 +78,7 @@ class Mover(Generic[AnyNode]):
     def rearrange(self, name: str, inputs: Sequence[Codes], indices: ArrayLike, fill: int = 0) -> Codes:
         """Elements picked by flat index from the concatenated inputs, −1 for ``fill``; composed with earlier picks."""
         chosen, first = as_integers(indices, name), inputs[0]
-        origins = [self._origin(x) for x in inputs]
+        origins = [self.origin(x) for x in inputs]
         sources = tuple(node for node, _ in origins)
         if sources != tuple(x.node for x in inputs):
             starts = np.cumsum([0, *(prod(self._shapes[node]) for node in sources)])
@@ -91,7 +91,7 @@ class Mover(Generic[AnyNode]):
             low, high = min(low, fill), max(high, fill)
         return self._add(cast("AnyNode", Rearrange(name, sources, chosen, fill)), chosen.shape, low, high, first.quantization)
 
-    def _origin(self, x: Codes) -> tuple[str, IntegerArray]:
+    def origin(self, x: Codes) -> tuple[str, IntegerArray]:
         """Where the elements of a tensor come from: a node, and flat indices into its value."""
         node = self._nodes[x.node]
         if isinstance(node, Rearrange) and len(node.inputs) == 1 and not np.any(node.indices < 0):

@@ -76,11 +76,13 @@ class Lowering(Context):
     Attributes:
         kernels: for each linear node the types its multiplication runs on, which saturation analysis needs.
         islands: nodes whose float arithmetic was enclosed; an enclosure may turn out exact.
+        quantized_inputs: what the quantizers of the real input read.
     """
 
     builder: Builder
     kernels: dict[str, dict[str, Any]] = field(default_factory=dict)
     islands: list[GraphNode] = field(default_factory=list)
+    quantized_inputs: list[Real] = field(default_factory=list)
 
     def codes(self, node: GraphNode, position: int) -> Codes:
         """An operand that is an integer tensor."""

@@ -24,6 +24,7 @@ from qertify.importers.onnx_context import (
 )
 from qertify.importers.onnx_file import GraphNode
 from qertify.network.nodes import Window
+from qertify.runtimes.input_steps import merged
 
 
 def integers_of(context: Context, node: GraphNode, position: int, name: str) -> list[int] | None:
@@ -118,9 +119,13 @@ def _concat(context: Context, node: GraphNode) -> Value:
     first = values[0]
     parts = [value if isinstance(value, Codes) else value.codes for value in values]
     alike = all(isinstance(value, Codes) for value in values) and len({(part.low, part.high) for part in parts}) == 1
-    if isinstance(first, Real) and all(isinstance(value, Real) for value in values):
-        tables = [value.values for value in values if isinstance(value, Real)]
+    reals = [value for value in values if isinstance(value, Real)]
+    if isinstance(first, Real) and len(reals) == len(values):
+        tables, steps = [real.values for real in reals], merged([real.steps for real in reals])
         alike = all((t is None and first.values is None) or np.array_equal(t, first.values) for t in tables)  # type: ignore[arg-type]
+        if steps is None:
+            raise UnsupportedModelError(node.name, node.op, None, "its operands are one input, normalized in several ways")
+        first = replace(first, steps=steps)
     if isinstance(first, Decision) or not alike:
         raise UnsupportedModelError(node.name, node.op, None, "its operands are not quantized alike; QLinearConcat would do")
     axis = axis_without_batch(node, attribute(node, "axis", 0), len(parts[0].shape))

@@ -16,21 +16,23 @@ import numpy as np
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers.islands import Island, scores
 from qertify.importers.lowering import Builder, Codes
-from qertify.importers.onnx_context import Decision, Lowering, Real, Sum, Value, require_default
+from qertify.importers.onnx_context import Decision, Lowering, Real, Sum, Value
 from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, is_quantized, read_graph, read_model
 from qertify.importers.onnx_folding import fold
+from qertify.importers.onnx_inputs import input_quantizers, input_steps, lower_input
 from qertify.importers.onnx_islands import ISLANDS, as_island, dequantized_constant
 from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_operators import OPERATORS
 from qertify.importers.reals import Scaled, ranked
 from qertify.network.network import Network
 from qertify.network.tensor import QuantizationParameters
+from qertify.runtimes.input_steps import to_json
 from qertify.runtimes.onnx_reference import version as standard_version
 from qertify.runtimes.onnxruntime import optimized_model, version
 from qertify.runtimes.onnxruntime_arithmetic import dequantize
 
 FLOAT_OPERATORS = (
-    "AveragePool", "Cast", "Conv", "Gather", "Gemm", "GlobalAveragePool", "MatMul", "Shape",
+    "AveragePool", "Conv", "Gather", "Gemm", "GlobalAveragePool", "MatMul", "Shape",
 )  # fmt: skip
 """Operators that onnxruntime may fuse with the quantizers around them, or fold away."""
 STANDARD = frozenset({
@@ -100,7 +102,7 @@ def _stored_graph_decides(graph: Graph) -> bool:
 
     The optimizer fuses float operators with the quantizers around them, and may drop or merge quantizers.
     """
-    at_input = _input_quantizers(graph) if graph.input_dtype == np.float32 else []
+    at_input = input_quantizers(graph) if graph.input_dtype == np.float32 else []
     inner = any(node.op == "QuantizeLinear" and node not in at_input for node in graph.nodes)
     return not inner and all(node.op in OPERATORS for node in graph.nodes)
 
@@ -126,7 +128,7 @@ def _require_standard(graph: Graph) -> None:
 
 def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Network:
     lowering = _with_numbers(Lowering(graph, Builder()))
-    _lower_input(lowering)
+    lower_input(lowering)
     failures: list[UnsupportedModelError] = []
     failed: set[str] = set()
     for node in graph.nodes:
@@ -147,6 +149,7 @@ def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Ne
         culprits = [node for node in lowering.islands if node.op != "QuantizeLinear"] or lowering.islands
         reason = "it runs in float, and has no exact integer form here; --allow-float-islands encloses it"
         raise _naming(UnsupportedModelError(culprits[0].name, culprits[0].op, None, reason), culprits)
+    steps = input_steps(lowering)
     real = graph.input_dtype == np.float32
     if len(codes.shape) != 1:
         codes = lowering.builder.reshape("flattened output", codes, (int(np.prod(codes.shape)),))
@@ -161,6 +164,7 @@ def _network(graph: Graph, source: str, runtime: str, allow_islands: bool) -> Ne
         "input_name": graph.input,
         "output": kind,
         "kernels": json.dumps(lowering.kernels, sort_keys=True),
+        **({"input_steps": to_json(steps)} if steps else {}),
         **({"enclosed": json.dumps(lowering.builder.enclosed)} if lowering.builder.enclosed else {}),
     }
     return lowering.builder.build(codes, quantization or unit, codes.quantization or unit, runtime, metadata)
@@ -202,52 +206,6 @@ def _naming(first: UnsupportedModelError, nodes: Sequence[GraphNode]) -> Unsuppo
     more = f" and {len(others) - 8} more" if len(others) > 8 else ""
     reason = str(first).partition(" is not supported: ")[2]
     return UnsupportedModelError(first.node, first.op, first.attribute, f"{reason}; nor has {', '.join(others[:8])}{more}")
-
-
-def _lower_input(lowering: Lowering) -> None:
-    """The network's input: codes where the graph reads codes, else what the first quantizer makes of the real input."""
-    graph = lowering.graph
-    if graph.input_dtype != np.float32:
-        limits = np.iinfo(graph.input_dtype)
-        unit = QuantizationParameters.of(1.0)
-        lowering.values[graph.input] = lowering.builder.input(
-            graph.input, graph.input_shape, int(limits.min), int(limits.max), unit
-        )
-        return
-    quantizers = _input_quantizers(graph)
-    parameters = {_parameters(lowering, node) for node in quantizers}
-    if len(parameters) != 1:
-        raise UnsupportedModelError(
-            quantizers[0].name, quantizers[0].op, None, "the input is quantized in several ways; one quantizer is needed"
-        )
-    scale, zero_point, low, high = parameters.pop()
-    quantization = QuantizationParameters.of(scale, zero_point)
-    codes = lowering.builder.input(graph.input, graph.input_shape, low, high, quantization)
-    lowering.values[graph.input] = Real(codes, None)
-
-
-def _parameters(lowering: Lowering, node: GraphNode) -> tuple[float, int, int, int]:
-    require_default(node, block_size=0, output_dtype=0)
-    scale, zero_point, low, high, _ = lowering.result(node, 1)
-    return float(scale), zero_point, low, high
-
-
-def _input_quantizers(graph: Graph) -> list[GraphNode]:
-    """The quantizers that read the input, perhaps after its elements were moved."""
-    moved = {graph.input}
-    found: list[GraphNode] = []
-    for node in graph.nodes:
-        if moved.isdisjoint(node.inputs[:1]):
-            continue
-        if node.op == "QuantizeLinear":
-            found.append(node)
-        elif node.op in MOVES and node.op not in ("Concat", "NhwcMaxPool"):
-            moved.update(node.outputs)
-        else:
-            raise UnsupportedModelError(node.name, node.op, None, "it computes on the real input; quantize the input first")
-    if not found:
-        raise UnsupportedModelError(graph.input, "graph", "input", "no QuantizeLinear reads it")
-    return found
 
 
 def _finish(lowering: Lowering, value: Value) -> tuple[Codes, str]:

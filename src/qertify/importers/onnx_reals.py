@@ -23,6 +23,7 @@ from qertify.importers.onnx_context import (
     require_default,
 )
 from qertify.importers.onnx_file import GraphNode
+from qertify.importers.onnx_inputs import STEPS, normalized, stepped
 from qertify.importers.onnx_islands import (
     as_island,
     clamp,
@@ -49,6 +50,7 @@ def _quantize(lowering: Lowering, node: GraphNode) -> Value:
 
     match value:
         case Real(codes, None):  # the input itself: its codes are this quantizer's
+            lowering.quantized_inputs.append(value)
             return codes
         case Real(codes, values, row) if values is not None:
             image = np.clip(quantize(np.atleast_2d(values), scale, zero_point), low, high)
@@ -80,6 +82,16 @@ def _dequantize(lowering: Lowering, node: GraphNode) -> Value:
     if x.shape[axis] != rows:
         raise ModelFileError(f"node '{node.name}': {rows} scales for the axis {axis + 1} of {(1, *x.shape)}")
     return Real(x, np.stack(values), np.arange(rows).reshape(-1, *(1,) * (len(x.shape) - axis - 1)))
+
+
+def _cast(lowering: Lowering, node: GraphNode) -> Value:
+    """Codes as the float32 numbers that they are, or float32 as it is."""
+    if attribute(node, "to", 0) != 1:
+        raise UnsupportedModelError(node.name, node.op, "to", "only a cast to float32 is supported")
+    value = lowering.value(node, 0)
+    if not isinstance(value, Codes):
+        return value
+    return Real(value, np.arange(value.low, value.high + 1).astype(np.float32))
 
 
 def _clamp(lowering: Lowering, node: GraphNode, least: float, greatest: float) -> Value:
@@ -201,12 +213,14 @@ def _batch_normalization(lowering: Lowering, node: GraphNode) -> Value:
     """Between integers: its results on all codes, channel by channel, are read off the runtime."""
     require_default(node, training_mode=0, spatial=1)
     value = lowering.value(node, 0)
-    if not isinstance(value, Real) or value.values is None or value.row is not None or any(node.outputs[1:]):
+    if not isinstance(value, Real) or value.row is not None or any(node.outputs[1:]):
         raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
     channels, *rest = value.codes.shape
     parameters = [float_constant(lowering, node, position)[0] for position in range(1, 5)]
     if any(parameter.shape != (channels,) for parameter in parameters):
         raise ModelFileError(f"node '{node.name}': its parameters do not fit {channels} channels")
+    if value.values is None:
+        return normalized(lowering, node, value, parameters)
     settings = {"epsilon": attribute(node, "epsilon", 1e-5)}
     found = unary_floats(node.op, value.values, settings, lowering.graph.opset, parameters)
     if found is None or not np.array_equal(*found):
@@ -240,9 +254,11 @@ def _binary(lowering: Lowering, node: GraphNode) -> Value:
         raise UnsupportedModelError(node.name, node.op, None, "both operands are constants; fold them")
     if any(isinstance(operand, Island | Sum | Scaled) for operand in known):
         return _on_islands(lowering, node, operands)
-    reals = [operand for operand in known if isinstance(operand, Real) and operand.values is not None]
+    if any(isinstance(operand, Real) and operand.values is None for operand in known):
+        return _on_input(lowering, node, operands)
+    reals = [operand for operand in known if isinstance(operand, Real)]
     if len(reals) != len(known):
-        raise UnsupportedModelError(node.name, node.op, None, "it runs in float, on the network's input; quantize that first")
+        raise UnsupportedModelError(node.name, node.op, None, "it computes in float; an operand is no float tensor")
     codes = reals[0].codes
     if any((real.codes.node, real.codes.shape) != (codes.node, codes.shape) for real in reals):
         return _different(lowering, node, reals[0], reals[1])
@@ -253,6 +269,18 @@ def _binary(lowering: Lowering, node: GraphNode) -> Value:
     if not np.all(np.isfinite(values)):
         raise UnsupportedModelError(node.name, node.op, None, NO_NUMBER)
     return Real(codes, values[0]) if len(pairs) == 1 else Real(codes, values, row.reshape(codes.shape))
+
+
+def _on_input(lowering: Lowering, node: GraphNode, operands: list[Value | Float32Array]) -> Value:
+    """The network's input before its quantizer, with a constant."""
+    match operands:
+        case [Real() as x, np.ndarray() as constant] if node.op in STEPS:
+            return stepped(lowering, node, x, STEPS[node.op], constant)
+        case [np.ndarray() as constant, Real() as x] if node.op in ("Add", "Mul"):
+            return stepped(lowering, node, x, STEPS[node.op], constant)
+        case _:
+            reason = "on the network's input before its quantizer; only constants added, subtracted, multiplied or divided by"
+            raise UnsupportedModelError(node.name, node.op, None, reason)
 
 
 def _binary_operand(lowering: Lowering, node: GraphNode, position: int) -> Value | Float32Array:
@@ -325,6 +353,7 @@ def _on_islands(lowering: Lowering, node: GraphNode, operands: list[Value | Floa
 REALS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
+    "Cast": _cast,
     "Relu": lambda lowering, node: _clamp(lowering, node, 0.0, np.inf),
     "Clip": _clip,
     "Softmax": _softmax,

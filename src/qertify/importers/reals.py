@@ -11,6 +11,7 @@ from qertify.errors import UnsupportedModelError
 from qertify.importers.lowering import Builder, Codes, Requantize
 from qertify.network.tensor import IntegerArray, QuantizationParameters
 from qertify.runtimes.float32 import Float32Array
+from qertify.runtimes.input_steps import Steps
 
 RANK_LIMIT = 1 << 24
 """Most thresholds of the staircases that `ranked` makes."""
@@ -26,11 +27,13 @@ class Real:
             quantizer, whose codes are what that quantizer will make of it.
         row: where the numbers differ between elements, ``values`` has a row for each kind of element, and this tells which,
             broadcastable to the codes' shape.
+        steps: what was made of the network's input before its quantizer, for each element of the input.
     """
 
     codes: Codes
     values: Float32Array | None
     row: IntegerArray | None = None
+    steps: Steps = ()
 
 
 @dataclass(frozen=True, slots=True)

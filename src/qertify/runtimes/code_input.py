@@ -61,7 +61,8 @@ class CodeInput:
         Raises:
             InvalidInputError: codes out of range, or outside low … high.
         """
-        values = self.checked(np.asarray(codes))
+        wanted = np.asarray(codes)
+        values = self.checked(wanted.reshape(-1, *self.shape)).reshape(wanted.shape)
         if low is not None and high is not None and not np.all(self.image(low, high).contains(self.codes(values))):
             raise InvalidInputError("no input in the region has these codes")
         return values

@@ -57,3 +57,15 @@ def greatest_float32(bound: Fraction) -> np.float32:
     while Fraction(float(nearest)) > bound:
         nearest = np.nextafter(nearest, np.float32(-np.inf))
     return nearest
+
+
+def position(values: Float32Array) -> IntegerArray:
+    """Where finite numbers stand among all float32 numbers, both zeros at 0."""
+    bits = values.view(np.int32).astype(np.int64)
+    return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+
+
+def at_position(positions: IntegerArray) -> Float32Array:
+    """The inverse of `position`."""
+    magnitude = np.abs(positions).astype(np.int32).view(np.float32)
+    return np.where(positions < 0, -magnitude, magnitude)

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from qertify.errors import InvalidInputError
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes.float32 import Float32Array, greatest_float32, least_float32
+from qertify.runtimes.input_steps import LARGEST, Steps, apply, first_reaching, invert
 from qertify.specification.region import IntegerBox
 
 
@@ -25,6 +26,7 @@ class InputQuantizer:
         quantize: float32 → codes, non-decreasing, element by element; clamped here. Neighbouring float32 numbers between the
             images of low and high must not skip a code, which holds for scales that are normal numbers.
         dequantize: codes → float32, a preimage of each.
+        steps: what the model makes of its input before it quantizes; no code may be out of its reach (`input_steps.obstacle`).
     """
 
     shape: tuple[int, ...]
@@ -32,6 +34,7 @@ class InputQuantizer:
     high: int
     quantize: Callable[[Float32Array], IntegerArray]
     dequantize: Callable[[IntegerArray], Float32Array]
+    steps: Steps = ()
 
     def checked(self, real: ArrayLike) -> Float32Array:
         """A batch of inputs as float32, to which numbers of other types are rounded as callers of the model must do.
@@ -52,7 +55,7 @@ class InputQuantizer:
 
     def codes(self, real: Float32Array) -> IntegerArray:
         """The clamped codes of checked inputs."""
-        return np.clip(self.quantize(real), self.low, self.high)
+        return np.clip(self.quantize(apply(self.steps, real)), self.low, self.high)
 
     def bounds(self, low: ArrayLike, high: ArrayLike) -> tuple[Float32Array, Float32Array]:
         """The least and greatest float32 in low … high, element by element; bounds may be exact fractions.
@@ -77,16 +80,17 @@ class InputQuantizer:
         return IntegerBox(self.codes(least), self.codes(greatest))
 
     def preimage(self, codes: IntegerArray, low: ArrayLike | None, high: ArrayLike | None) -> Float32Array:
-        """An input in low … high for codes of that region's image: the number each code stands for, or the nearest bound.
+        """An input in low … high for codes of that region's image: about the number each code stands for, or the nearest bound.
 
         Raises:
             InvalidInputError: no such input.
         """
         wanted = np.asarray(codes, dtype=np.int64)
-        values = self.dequantize(wanted)
-        if low is not None and high is not None:
-            least, greatest = self.bounds(low, high)
-            values = np.clip(values, least, greatest)
-        if not np.array_equal(self.codes(values), wanted):
-            raise InvalidInputError("no input in the region has these codes")
+        least, greatest = (-LARGEST, LARGEST) if low is None or high is None else self.bounds(low, high)
+        values = np.clip(invert(self.steps, self.dequantize(wanted)), least, greatest)
+        missed = self.codes(values) != wanted
+        if np.any(missed):
+            values = np.where(missed, first_reaching(self.codes, wanted, least, greatest), values)
+            if not np.array_equal(self.codes(values), wanted):
+                raise InvalidInputError("no input in the region has these codes")
         return values

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from qertify.errors import InvalidInputError, MissingExtraError, ModelFileError
+from qertify.errors import MissingExtraError, ModelFileError
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.runtimes import onnx_reference
 from qertify.runtimes.base import Replay, replayed
-from qertify.runtimes.float32 import Float32Array, greatest_float32, least_float32
+from qertify.runtimes.code_input import CodeInput
+from qertify.runtimes.float32 import Float32Array
+from qertify.runtimes.input_quantizer import InputQuantizer
+from qertify.runtimes.input_steps import from_json
 from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
 from qertify.specification.region import IntegerBox
 
@@ -187,81 +189,30 @@ class OnnxRuntime:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._real = network.metadata["input"] == "real"
-        self._scale = np.float32(network.input_quantization.scale[0])
-        self._zero_point = int(network.input_quantization.zero_point[0])
-
-    @property
-    def _code_type(self) -> type[np.signedinteger[Any]] | type[np.unsignedinteger[Any]]:
-        return np.int8 if self.network.input.low < 0 else np.uint8
-
-    def _checked(self, real: ArrayLike) -> NDArray[Any]:
-        array = np.asarray(real)
-        if array.shape[1:] != self.network.input_shape:
-            raise InvalidInputError(
-                f"inputs of shape {array.shape[1:]} given, but the network reads {self.network.input_shape}"
+        scale, zero_point = np.float32(network.input_quantization.scale[0]), int(network.input_quantization.zero_point[0])
+        shape, low, high = network.input_shape, network.input.low, network.input.high
+        self._inputs: InputQuantizer | CodeInput = CodeInput(shape, low, high)
+        if network.metadata["input"] == "real":
+            self._inputs = InputQuantizer(
+                shape,
+                low,
+                high,
+                lambda x: quantize(x, scale, zero_point),
+                lambda codes: dequantize(codes, scale, zero_point),
+                from_json(network.metadata.get("input_steps", "[]")),
             )
-        if not self._real:
-            low, high = self.network.input.low, self.network.input.high
-            if array.dtype.kind not in "iu" or (array.size and not low <= int(array.min()) <= int(array.max()) <= high):
-                raise InvalidInputError(f"the model reads {self._code_type.__name__} codes {low} … {high}")
-            return array.astype(self._code_type)
-        if array.dtype.kind not in "fiu":
-            raise InvalidInputError(f"the model reads float32 numbers, not {array.dtype}")
-        with np.errstate(over="ignore"):
-            result = array.astype(np.float32)
-        if not np.all(np.isfinite(result)):
-            raise InvalidInputError("an input is NaN, infinite, or beyond float32")
-        return result
-
-    def _quantize(self, real: NDArray[Any]) -> IntegerArray:
-        if not self._real:
-            return real.astype(np.int64)
-        codes = quantize(real, self._scale, self._zero_point)
-        return np.clip(codes, self.network.input.low, self.network.input.high)
 
     def quantize_input(self, real: ArrayLike) -> IntegerArray:
         """As `Runtime`. Numbers of other types are first rounded to float32, as callers of the model must do."""
-        return self._quantize(self._checked(real))
-
-    def _representable(self, low: ArrayLike, high: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The least and greatest value of the input's type in low … high, element by element."""
-        shape = self.network.input_shape
-        bounds = [np.broadcast_to(np.asarray(bound), shape) for bound in (low, high)]
-        try:
-            exact = [[Fraction(value) for value in bound.reshape(-1).tolist()] for bound in bounds]
-        except (ValueError, OverflowError, TypeError) as error:
-            raise InvalidInputError("a bound of the region is not a finite number") from error
-        if self._real:
-            least = np.array([least_float32(value) for value in exact[0]], dtype=np.float32)
-            greatest = np.array([greatest_float32(value) for value in exact[1]], dtype=np.float32)
-        else:
-            first, last = self.network.input.low, self.network.input.high
-            least = np.array([max(first, -(-v.numerator // v.denominator)) for v in exact[0]], dtype=np.int64)
-            greatest = np.array([min(last, v.numerator // v.denominator) for v in exact[1]], dtype=np.int64)
-        empty = int(np.count_nonzero(~(least <= greatest)) or np.count_nonzero(~np.isfinite(least) | ~np.isfinite(greatest)))
-        if empty:
-            kind = "float32 number" if self._real else "code"
-            raise InvalidInputError(f"the region is empty: it holds no {kind} at {empty} input(s)")
-        return least.reshape(shape), greatest.reshape(shape)
+        return self._inputs.codes(self._inputs.checked(real))
 
     def integer_image(self, low: ArrayLike, high: ArrayLike) -> IntegerBox:
-        """As `Runtime`. Exact because the quantizer is monotone and neighbouring float32 numbers never skip a code."""
-        least, greatest = self._representable(low, high)
-        return IntegerBox(self._quantize(least), self._quantize(greatest))
+        """As `Runtime`."""
+        return self._inputs.image(low, high)
 
     def real_input(self, codes: IntegerArray, low: ArrayLike | None = None, high: ArrayLike | None = None) -> NDArray[Any]:
-        """As `Runtime`; the number each code stands for, moved to the nearest bound of the region if it lies outside."""
-        wanted = np.asarray(codes, dtype=np.int64)
-        values: NDArray[Any] = (
-            dequantize(wanted, self._scale, self._zero_point) if self._real else wanted.astype(self._code_type)
-        )
-        if low is not None and high is not None:
-            least, greatest = self._representable(low, high)
-            values = np.clip(values, least, greatest).astype(values.dtype)
-        if not np.array_equal(self._quantize(values), wanted):
-            raise InvalidInputError("no input in the region has these codes")
-        return values
+        """As `Runtime`; about the number each code stands for, moved to the nearest bound of the region if it lies outside."""
+        return self._inputs.preimage(codes, low, high)
 
     def replay(self, path: str | os.PathLike[str], real: ArrayLike) -> Replay:
         """As `Runtime`.
@@ -269,12 +220,12 @@ class OnnxRuntime:
         Raises:
             ModelFileError: onnxruntime refuses the file, or it is not the one the network came from.
         """
-        inputs = self._checked(real)
+        inputs = self._inputs.checked(real)
         if self.network.runtime_profile == "onnx-spec":
             name, outputs = f"onnx.reference {onnx_reference.version()}", self._reference_outputs(path, inputs)
         else:
             name, outputs = f"onnxruntime {version()}", self._outputs(path, inputs)
-        codes = self._quantize(inputs)
+        codes = self._inputs.codes(inputs)
         return replayed(name, self.network, codes, outputs, self._dequantized)
 
     def _reference_outputs(self, path: str | os.PathLike[str], inputs: NDArray[Any]) -> NDArray[Any]:

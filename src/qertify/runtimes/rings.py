@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qertify.errors import InvalidInputError
 from qertify.network.tensor import FloatArray, IntegerArray
-from qertify.runtimes.float32 import Float32Array
+from qertify.runtimes.float32 import Float32Array, at_position, position
 from qertify.specification.region import IntegerBox
 
 SIZE_LIMIT = 1 << 24
@@ -80,15 +80,15 @@ def real_rings(
     middle = quantize(centre[None])[0]
     upwards = codes > middle
     # `far` has the code or lies beyond it, seen from `near`, which has not reached it
-    near = np.broadcast_to(_position(centre), codes.shape).copy()
-    far = np.where(upwards, _position(reach[1]), _position(reach[0]))
+    near = np.broadcast_to(position(centre), codes.shape).copy()
+    far = np.where(upwards, position(reach[1]), position(reach[0]))
     far[codes == middle] = near[codes == middle]
     while np.any(np.abs(far - near) > 1):
         between = (near + far) // 2
-        found = quantize(_float32(between))
+        found = quantize(at_position(between))
         reached = np.where(upwards, found >= codes, found <= codes)
         far, near = np.where(reached, between, far), np.where(reached, near, between)
-    point, origin = _float32(far).astype(np.float64), centre.astype(np.float64)
+    point, origin = at_position(far).astype(np.float64), centre.astype(np.float64)
     whole = point - origin
     shadow = whole + origin  # the rounding error of the difference, exactly (Møller and Knuth's TwoSum)
     rest = (point - shadow) - (origin - (shadow - whole))
@@ -113,14 +113,3 @@ def _ranked(box: IntegerBox, whole: FloatArray, rest: FloatArray, inside: NDArra
     rank = np.full(whole.shape, len(levels), dtype=np.int64)
     rank[inside] = inverse.reshape(-1)
     return Rings(box.low, rank, levels.real.copy(), levels.imag.copy(), unit)
-
-
-def _position(values: Float32Array) -> IntegerArray:
-    """Where finite numbers stand among all float32 numbers, both zeros at 0."""
-    bits = values.view(np.int32).astype(np.int64)
-    return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
-
-
-def _float32(positions: IntegerArray) -> Float32Array:
-    magnitude = np.abs(positions).astype(np.int32).view(np.float32)
-    return np.where(positions < 0, -magnitude, magnitude)

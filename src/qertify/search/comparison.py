@@ -57,6 +57,9 @@ class EquivalenceQuery:
         if left.output_size != right.output_size:
             raise InvalidInputError(f"the networks have {left.output_size} and {right.output_size} outputs")
         for network in (left, right):
+            if "input_steps" in network.metadata:
+                reason = "it normalizes its input before the first quantizer; two models are compared on normalized inputs"
+                raise UnsupportedModelError(network.nodes[0].name, "Input", "input_steps", reason)
             kind = network.metadata.get("output", "values")
             if not self.top1 and kind not in ("values", "dequantized", "codes"):
                 reason = f"a difference of outputs needs scores, and this model returns their {kind}; ask for --top1"

@@ -93,7 +93,9 @@ FANS = ("under_least", "under_width", "over_least", "over_width")
 class _Descent:
     """One batch of domains with its parameters and the moments of Adam.
 
-    The parameters, (batch, 3, N), are slopes for a ≥ 0 and a < 0, each 0 … 1 in its fan, and the own multipliers.
+    The parameters, (batch, 2 or 3, N), are slopes for a ≥ 0 and a < 0, each 0 … 1 in its fan, and, where a range is cut, the
+    own multipliers. What domains have in common is kept once: `left`, `right` and `y`, (4, rows, N), and the fans have one
+    row if all domains have the same ranges.
 
     Args:
         start: (batch, 3, N), slopes times spacing, and own multipliers; not a number where they are unknown.
@@ -102,19 +104,22 @@ class _Descent:
 
     def __init__(self, program: Program, exact: Program, domains: Domains, start: Tensor, rate: float) -> None:
         self.program, self.rate = program, rate
-        z, y = corners(exact, domains.low, domains.high)
-        self.z, self.y = z.float(), y.float()
-        self.crowded = ((y[..., 3] - y[..., 0] > 3) & (exact.unevenness > 0)).float() * program.unevenness
+        shared = domains.low.stride(0) == domains.high.stride(0) == 0
+        low, high = (bound[:1] if shared else bound for bound in (domains.low, domains.high))
+        z, y = (corner.movedim(-1, 0).float() for corner in corners(exact, low, high))
+        self.left, self.right, self.y = torch.minimum(z[:4], z[4:]), torch.maximum(z[:4], z[4:]), y[:4]
+        self.crowded = ((y[3] - y[0] > 3) & (exact.unevenness > 0)).float() * program.unevenness
         self.objective = domains.objective.float()
-        fan = fans(exact, domains.low, domains.high)
+        fan = fans(exact, low, high)
         self.under_least, self.under_width, self.over_least, self.over_width, chord = (
             getattr(fan, name).float() for name in Fans.__dataclass_fields__
         )
-        narrowed = (domains.low > exact.low) | (domains.high < exact.high)
-        self.splits = narrowed.float() / program.spacing.clamp(min=1)
+        narrowed = (low > exact.low) | (high < exact.high)
+        self.splits = narrowed.float() / program.spacing.clamp(min=1) if bool(narrowed.any()) else None
         wanted = torch.where(start[:, :2].isnan(), chord[:, None], start[:, :2] / program.spacing.clamp(min=1))
-        self.parameters = torch.cat([(wanted - self._least()) / self._width().clamp(min=1e-12), start[:, 2:].nan_to_num()], 1)
-        self.parameters[:, :2].clamp_(0, 1)
+        self.parameters = ((wanted - self._least()) / self._width().clamp(min=1e-12)).clamp_(0, 1)
+        if self.splits is not None:
+            self.parameters = torch.cat([self.parameters, start[:, 2:].nan_to_num()], 1)
         self.first, self.second = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
         self.step = 0
 
@@ -124,24 +129,31 @@ class _Descent:
     def _width(self) -> Tensor:
         return torch.stack([self.under_width, self.over_width], 1)
 
-    def slopes(self, parameters: Tensor) -> Tensor:
-        """What a later search may start from, (batch, 3, N), for parameters of this batch."""
-        found = (self._least() + parameters[:, :2] * self._width()) * self.program.spacing.clamp(min=1)
-        return torch.cat([found, parameters[:, 2:]], 1).half()
+    def slopes(self, parameters: Tensor, index: Tensor) -> Tensor:
+        """What a later search may start from, (count, 3, N), for parameters of this batch, and of it domains ``index``."""
+        least, width = (part[index] if len(part) > 1 else part for part in (self._least(), self._width()))
+        chosen = parameters[index]
+        found = (least + chosen[:, :2] * width) * self.program.spacing.clamp(min=1)
+        return torch.cat([found, chosen[:, 2:] if self.splits is not None else torch.zeros_like(found[:, :1])], 1).half()
 
     def choose_start(self, follows: Tensor) -> None:
         """Let rows take no weight over in domains whose bound is better without."""
         kept = self.parameters
         bound = self.evaluate(advance=False)[0]
-        self.parameters = kept.masked_fill((follows >= 0) & (torch.arange(3, device=kept.device) < 2)[:, None], 0.0)
+        slopes = (torch.arange(kept.shape[1], device=kept.device) < 2)[:, None]
+        self.parameters = kept.masked_fill((follows >= 0) & slopes, 0.0)
         better = self.evaluate(advance=False)[0] > bound
         self.parameters = torch.where(better[:, None, None], self.parameters, kept)
 
     def pick(self, index: Tensor) -> None:
         """Keep some of the domains."""
-        for name in ("z", "y", "crowded", "objective", "splits", "parameters", "first", "second", *FANS):
-            value = getattr(self, name)
-            setattr(self, name, None if value is None else value[index])
+        for name in ("objective", "parameters", "first", "second"):
+            setattr(self, name, getattr(self, name)[index])
+        if len(self.under_least) > 1:
+            for name in ("crowded", "splits", *FANS):
+                value = getattr(self, name)
+                setattr(self, name, None if value is None else value[index])
+            self.left, self.right, self.y = self.left[:, index], self.right[:, index], self.y[:, index]
 
     def evaluate(self, advance: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """g and λ, and the minimising inputs, accumulators and values; ``advance`` takes a step of Adam from there."""
@@ -153,17 +165,19 @@ class _Descent:
             under = self.under_least[:, mine] + self.parameters[:, 0, mine] * self.under_width[:, mine]
             over = self.over_least[:, mine] + self.parameters[:, 1, mine] * self.over_width[:, mine]
             part = torch.where(a >= 0, under, over)
-            own = self.parameters[:, 2, mine] * self.splits[:, mine]
-            weight[:, mine], slope[:, mine] = a, part + own * a.sign()
-            multipliers[:, mine] = part * a + own * (a.abs() + self.objective[:, mine].abs())
-            return multipliers[:, mine]
+            found = part * a
+            if self.splits is not None:
+                own = self.parameters[:, 2, mine] * self.splits[:, mine]
+                part = part + own * a.sign()
+                found += own * (a.abs() + self.objective[:, mine].abs())
+            weight[:, mine], slope[:, mine], multipliers[:, mine] = a, part, found
+            return found
 
         cost = program.backward(self.objective, relax)
-        least, where = (weight[..., None] * self.y - multipliers[..., None] * self.z).min(-1, keepdim=True)
-        z, y = self.z.gather(-1, where)[..., 0], self.y.gather(-1, where)[..., 0]
+        least, z, y = self._least_corner(weight, multipliers)
         x = program.least_point(cost)
         total = self.objective + multipliers
-        bound = (total * program.constant).sum(-1) + (cost * x).sum(-1) + least.sum((-1, -2))
+        bound = (total * program.constant).sum(-1) + (cost * x).sum(-1) + least.sum(-1)
         slack = 0.0 if program.slack is None else program.slack
         bound = bound - (multipliers.abs() * self.crowded).sum(-1) - (total.abs() * slack).sum(-1)
         if advance:
@@ -177,21 +191,33 @@ class _Descent:
             self._ascend(weight, residual)
         return bound, multipliers, x, z, y
 
+    def _least_corner(self, weight: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """min of weight·y − multipliers·z over the corners, and where: of each step, the end that λ prefers."""
+        rightmost = multipliers > 0
+        least, where_z, where_y = (torch.full_like(weight, torch.inf) for _ in range(3))
+        for left, right, y in zip(self.left, self.right, self.y, strict=True):
+            z = torch.where(rightmost, right, left)
+            found = weight * y - multipliers * z
+            better = found < least
+            least = torch.minimum(found, least)
+            where_z, where_y = torch.where(better, z, where_z), torch.where(better, y, where_y)
+        return least, where_z, where_y
+
     def _ascend(self, weight: Tensor, residual: Tensor) -> None:
         self.step += 1
         toward = weight * residual
-        gradient = torch.stack(
-            [
-                torch.where(weight >= 0, toward * self.under_width, 0.0),
-                torch.where(weight < 0, toward * self.over_width, 0.0),
-                residual * self.splits * (weight.abs() + self.objective.abs()),
-            ],
-            1,
-        )
-        self.first.mul_(MOMENTS[0]).add_(gradient, alpha=1 - MOMENTS[0])
+        parts = [
+            torch.where(weight >= 0, toward * self.under_width, 0.0),
+            torch.where(weight < 0, toward * self.over_width, 0.0),
+        ]
+        if self.splits is not None:
+            parts.append(residual * self.splits * (weight.abs() + self.objective.abs()))
+        gradient = torch.stack(parts, 1)
+        self.first.lerp_(gradient, 1 - MOMENTS[0])
         self.second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
-        mean, square = self.first / (1 - MOMENTS[0] ** self.step), self.second / (1 - MOMENTS[1] ** self.step)
-        self.parameters = self.parameters + self.rate * DECAY**self.step * mean / (square.sqrt() + 1e-20)
+        stride = self.rate * DECAY**self.step / (1 - MOMENTS[0] ** self.step)
+        size = (self.second / (1 - MOMENTS[1] ** self.step)).sqrt_().add_(1e-20)
+        self.parameters = self.parameters.addcdiv(self.first, size, value=stride)
         self.parameters[:, :2].clamp_(0, 1)
 
 
@@ -212,7 +238,8 @@ class FirstOrder:
         size = max(1, ENTRIES // max(1, len(self._program.units)))
         remembered = self._start(domains)
         start = remembered if start is None else torch.where(start.isnan().all(-1, True).all(-2, True), remembered, start)
-        parts = [self._relax(domains.pick(rows), iterations, start[rows]) for rows in torch.arange(len(domains)).split(size)]
+        slices = [slice(first, first + size) for first in range(0, len(domains), size)]
+        parts = [self._relax(domains.pick(rows), iterations, start[rows]) for rows in slices]
         if len(parts) == 1:
             return parts[0]
         return Relaxation(*(torch.cat([getattr(part, name) for part in parts]) for name in Relaxation.__dataclass_fields__))
@@ -238,15 +265,18 @@ class FirstOrder:
             tried = descent.parameters
             bound, multipliers, x, z, y = descent.evaluate(advance=step < steps)
             if result is None:
-                result = Relaxation(multipliers, bound, x, z, y, descent.slopes(tried))
+                result = Relaxation(multipliers, bound, x, z, y, descent.slopes(tried, alive))
             else:
                 assert result.slopes is not None
                 improved = bound > result.bound[alive]
                 where = alive[improved]
                 result.bound[where], result.multipliers[where] = bound[improved], multipliers[improved]
-                result.slopes[where] = descent.slopes(tried)[improved]
+                result.slopes[where] = descent.slopes(tried, improved.nonzero()[:, 0])
                 for kept, new in zip((result.inputs, result.z, result.y), (x, z, y), strict=True):
-                    kept[alive] = (1 - AVERAGE) * kept[alive] + AVERAGE * new
+                    if len(alive) == len(domains):
+                        kept.lerp_(new, AVERAGE)
+                    else:
+                        kept[alive] = kept[alive].lerp_(new, AVERAGE)
             enough = result.bound[alive] > limit[alive] + 0.5 + 1e-5 * limit[alive].abs()
             active = ~enough
             if known and step and step % PATIENCE == 0:  # a domain of a tree is better split than improved for ever

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 
@@ -18,6 +19,7 @@ from qertify.result import Evidence, Reason
 from qertify.search import stages
 from qertify.search.portfolio import decide
 from qertify.specification.linear import Constraint, Disjunction, holds, lower, output_values, with_rows
+from qertify.specification.orders import orders_of
 from qertify.specification.region import IntegerBox
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network
@@ -129,3 +131,49 @@ def check(network: Network, box: IntegerBox, violation: Disjunction, options: Op
     else:
         assert decision.reason in (Reason.UNSUPPORTED, Reason.TIMEOUT)
         seen["open"] += 1
+
+
+def random_order(generator: np.random.Generator, network: Network, box: IntegerBox) -> Disjunction:
+    """One output above, below or near others by about what inputs attain, perhaps bounded as well; strict or not."""
+    scale = Fraction(float(network.output_quantization.scale[0]))
+    inputs = generator.integers(box.low, box.high + 1, size=(20, *network.input_shape))
+    samples = [output_values(network, row) for row in evaluate(network, inputs)]
+    disjuncts: list[tuple[Constraint, ...]] = []
+    for _ in range(int(generator.integers(1, 4))):
+        centre, *others = generator.permutation(network.output_size).tolist()
+        constraints: list[Constraint] = []
+        for other in others[: int(generator.integers(0, len(others) + 1))]:
+            sign = int(generator.choice([-1, 1]))
+            factors = tuple(sorted([(centre, Fraction(sign)), (other, Fraction(-sign))]))
+            attained = min(sum(factor * sample[index] for index, factor in factors) for sample in samples)
+            bound = Fraction(attained) + scale * int(generator.integers(-2, 1)) if generator.random() < 0.7 else Fraction(0)
+            constraints.append(Constraint(factors, bound, bool(generator.random() < 0.5)))
+        if generator.random() < 0.5 or not constraints:
+            index, sign = int(generator.integers(network.output_size)), int(generator.choice([-1, 1]))
+            bound = min(sign * sample[index] for sample in samples) + scale * int(generator.integers(-1, 2))
+            constraints.append(Constraint(((index, Fraction(sign)),), bound, False))
+        disjuncts.append(tuple(constraints))
+    return tuple(disjuncts)
+
+
+@pytest.mark.parametrize("method", [Method.BAB, Method.ILP])
+@pytest.mark.parametrize("make", [random_network, random_graph])
+def test_orders_agree_with_enumeration(method: Method, make: Callable[..., Network], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "ENUMERATION_LIMIT", 0)
+    seen: Counter[str] = Counter()
+    generator = np.random.default_rng(60)
+    for number, (network, box, _) in enumerate(questions(60, 150 if method is Method.BAB else 40, make)):
+        violation = random_order(generator, network, box)
+        known = ranges(network, box.low[None], box.high[None])[network.output.name]
+        lowered = lower(network, violation, known)
+        if lowered.always or not lowered.property.boxes or (orders := orders_of(network, lowered)) is None:
+            continue
+        codes = evaluate(network, box.points())
+        found = [holds(violation, output_values(network, row)) for row in np.unique(codes, axis=0)]
+        assert orders.violated(np.unique(codes, axis=0)).tolist() == found
+        decision = decide(network, box, orders, Options(method=method, solver="cp-sat", seed=number, timeout=5), deadline=None)
+        assert decision.settled
+        assert (decision.counterexample is not None) == any(found), decision.evidence
+        seen["sat" if any(found) else "unsat"] += 1
+    print(dict(seen))
+    assert min(seen["sat"], seen["unsat"]) > 0

@@ -25,6 +25,7 @@ from qertify.search.portfolio import Decision, decide
 from qertify.specification.formula import Specification
 from qertify.specification.judge import Run
 from qertify.specification.linear import Disjunction, lower, with_rows
+from qertify.specification.orders import orders_of
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox
 
@@ -229,6 +230,8 @@ def _decide_part(
         return Decision(reason=Reason.ENCLOSURE, method="interval")
     if not lowered.property.boxes:
         return Decision(evidence=Evidence.EXACT_BOUNDS, method="interval")
+    if (orders := orders_of(network, lowered)) is not None:
+        return decide(network, box, orders, options, say, deadline, run=run)
     rows: Run | None = None if run is None else lambda codes: run(codes) @ lowered.rows.T
     return decide(with_rows(network, lowered.rows), box, lowered.property, options, say, deadline, run=rows)
 

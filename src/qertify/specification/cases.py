@@ -207,20 +207,21 @@ class CaseSplitter:
         if ceilings[-1] is None:  # the top level: only the competitor's accumulator matters
             assert len(levels) == 1
             return [replace(base, weights=((competitor, -1),), limit=-floors[0], lower=lower)]
-        p, q = self._ratio(competitor)
+        p, q = weights_of(self.view, label, competitor)
         limit = max(p * _known(ceiling) - q * _known(floor) for ceiling, floor in zip(ceilings, floors, strict=True))
         return [replace(base, weights=((label, p), (competitor, -q)), limit=limit, upper=((label, ceilings[-1]),), lower=lower)]
 
-    def _ratio(self, competitor: int) -> tuple[int, int]:
-        """Weights p, q that make a level of the label weigh about as much as one of the competitor."""
-        steps = self.view.steps
-        assert steps is not None
-        own, other = (int(self.view.row[index]) for index in (self.property.label, competitor))
-        if own == other or steps.thresholds.shape[1] < 2:
-            return 1, 1
-        spans = [max(1, int(steps.thresholds[row, -1] - steps.thresholds[row, 0])) for row in (own, other)]
-        ratio = Fraction(spans[1], spans[0]).limit_denominator(64)
-        return max(1, ratio.numerator), max(1, ratio.denominator)
+
+def weights_of(view: OutputView, own: int, other: int) -> tuple[int, int]:
+    """Weights p, q that make a level of one output weigh about as much as one of another."""
+    steps = view.steps
+    assert steps is not None
+    rows = [int(view.row[index]) for index in (own, other)]
+    if rows[0] == rows[1] or steps.thresholds.shape[1] < 2:
+        return 1, 1
+    spans = [max(1, int(steps.thresholds[row, -1] - steps.thresholds[row, 0])) for row in rows]
+    ratio = Fraction(spans[1], spans[0]).limit_denominator(64)
+    return max(1, ratio.numerator), max(1, ratio.denominator)
 
 
 def _known(bound: int | None) -> int:

@@ -12,6 +12,7 @@ from qertify.network.ranges import Range
 from qertify.network.tensor import IntegerArray
 from qertify.specification.cases import Case, CaseSplitter, OutputView, output_view
 from qertify.specification.linear import LinearSplitter, RowViolation, row_view
+from qertify.specification.orders import OrderViolation, order_splitter
 from qertify.specification.property import Classification
 
 
@@ -99,9 +100,11 @@ def splitter_of(network: Network, property_: Property, known: Mapping[str, Range
     Raises:
         UnsupportedModelError: output codes that the property can't compare.
     """
-    if isinstance(property_, Classification):
+    if isinstance(property_, Classification | OrderViolation):
         view = output_view(network)
         low, high = (bound[0].reshape(-1)[view.element] for bound in known[view.node])
+        if isinstance(property_, OrderViolation):
+            return order_splitter(view, property_, low, high)
         return CaseSplitter(view, property_, low, high)
     if isinstance(property_, RowViolation):
         low, high = (bound[0] for bound in known[network.output.name])

@@ -14,7 +14,7 @@ from qertify.attack.gradient import forward, random_starts
 from qertify.bounds.program import Program
 from qertify.ilp.soft_rows import SoftRows
 from qertify.network.tensor import IntegerArray
-from qertify.search.domains import root_domains
+from qertify.search.domains import level_bounds, root_domains
 from qertify.specification.cases import Case
 
 STARTS, STEPS = 8, 20
@@ -67,14 +67,7 @@ class Alignment:
         self._aligner = Aligner(program, SoftRows, generator)
         self._domains = root_domains(program, cases)
         self._near: list[_Miss] = []
-        outputs = program.output_units()
-        self._upper = torch.full((len(levels), len(program.units)), torch.inf, dtype=torch.float64)
-        self._lower = -self._upper
-        for row, level in enumerate(levels):
-            for index, bound in level.upper:
-                self._upper[row, outputs[index]] = bound
-            for index, bound in level.lower:
-                self._lower[row, outputs[index]] = bound
+        self._upper, self._lower = level_bounds(program, levels)
 
     def search(self, until: float) -> IntegerArray | None:
         """A counterexample from starts of its own; none is begun after ``until``, of `time.monotonic`."""

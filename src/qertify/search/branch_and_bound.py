@@ -22,7 +22,7 @@ from qertify.bounds.relaxers import batch_of, relax_parts, relaxer_of
 from qertify.bounds.tighten import propagate, retighten
 from qertify.network.tensor import IntegerArray
 from qertify.search.branching import Gains, choose
-from qertify.search.domains import Subproblem, objectives, root_domains
+from qertify.search.domains import Subproblem, level_bounds, objectives, root_domains
 from qertify.search.leaf import Closure, Leaf
 from qertify.search.tree import SearchOutcome, SearchTree, least_margins
 from qertify.specification.cases import Case
@@ -113,6 +113,7 @@ class BranchAndBound:
         self._retightens = integral and not keep_tree and len(program.blocks) > 2 and len(program.units) <= RETIGHTEN_LIMIT
         self._queue: list[tuple[float, int, _Open]] = []
         self._stuck: list[_Open] = []
+        self._levels: dict[Case, tuple[Tensor, Tensor, Tensor]] = {}
         self._counter = 0
         self._deadline: float | None = None
         self._stopped: Callable[[], bool] = lambda: False
@@ -129,6 +130,16 @@ class BranchAndBound:
 
     def _late(self) -> bool:
         return self._stopped() or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    @property
+    def program(self) -> Program:
+        """What is searched."""
+        return self._program
+
+    @property
+    def gains(self) -> Gains:
+        """What its splits have brought."""
+        return self._gains
 
     @property
     def dive_above(self) -> int:
@@ -299,18 +310,15 @@ class BranchAndBound:
             self._gains.record(table[:, 0].long(), table[:, 1].long(), gain)
 
     def _output_cheat(self, case: Case, z: Tensor) -> float:
-        """How far the relaxation's output accumulators are from a violation at any single level of the case."""
-        outputs = self._program.output_units()
-        point = {index: float(z[unit]) for index, unit in outputs.items()}
-        parts = self._splitter.levels(case)
-        return min(
-            max(
-                max((point[i] - b for i, b in part.upper), default=0.0),
-                max((b - point[i] for i, b in part.lower), default=0.0),
-                0.0,
-            )
-            for part in parts
-        )
+        """How far the relaxation's output accumulators, (N,), are from a violation at any single level of the case."""
+        if case not in self._levels:
+            upper, lower = level_bounds(self._program, self._splitter.levels(case))
+            told = torch.nonzero((torch.isfinite(upper) | torch.isfinite(lower)).any(0))[:, 0]
+            self._levels[case] = told, upper[:, told], lower[:, told]
+        told, upper, lower = self._levels[case]
+        if not len(told):
+            return 0.0
+        return float(torch.maximum(z[told] - upper, lower - z[told]).amax(1).amin().clamp(min=0))
 
     def _record(self, proof: Proof, nodes: list[int]) -> None:
         if self._tree is None:

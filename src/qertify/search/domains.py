@@ -57,6 +57,18 @@ def objectives(program: Program, cases: Sequence[Case]) -> tuple[Tensor, Tensor]
     return objective, limit
 
 
+def level_bounds(program: Program, levels: Sequence[Case]) -> tuple[Tensor, Tensor]:
+    """What each level demands of the accumulators: none above the first, none below the second, (levels, N) each."""
+    upper = torch.full((len(levels), len(program.units)), torch.inf, dtype=torch.float64, device=program.low.device)
+    lower, outputs = -upper, program.output_units()
+    for row, level in enumerate(levels):
+        for index, bound in level.upper:
+            upper[row, outputs[index]] = bound
+        for index, bound in level.lower:
+            lower[row, outputs[index]] = bound
+    return upper, lower
+
+
 def root_subproblems(program: Program, cases: Sequence[Case]) -> tuple[Subproblem, ...]:
     """One subproblem a case: the property-based partition."""
     domains = root_domains(program, cases)

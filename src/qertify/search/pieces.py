@@ -36,7 +36,8 @@ from qertify.search.equivalence_ilp import JointSolver, close_leaf
 from qertify.search.leaf import Leaf, open_leaf
 from qertify.search.portfolio import one_thread
 from qertify.search.question import Decision, Question
-from qertify.search.stages import compile_cases, narrow, solve_leaf
+from qertify.search.stages import compile_cases, narrow
+from qertify.search.turns import solve_leaf
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox
 from qertify.specification.splitting import Bisector, OneLevel, splitter_of
@@ -238,4 +239,5 @@ def _prepared(network: Network, options: Options, text: str) -> Question:
     rows = [unpack_rows(text, 1, context["units"])[0].to(options.device) for text in context["ranges"]]
     question.program = replace(question.program, low=rows[0], high=rows[1])
     narrow(question)
+    question.put_off_descents(0)
     return question

@@ -1,6 +1,6 @@
 """From a question to a decision: the stages of each method, from cheap to complete.
 
-attack → interval bounds → dual bounds → stronger attack → branch and bound, whose leaves go to an exact solver.
+attack → interval bounds → dual bounds → branch and bound by turns with stronger attacks, its leaves by an exact solver.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from qertify.network.ranges import ranges
 from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
 from qertify.result import Reason
-from qertify.search import stages
+from qertify.search import stages, turns
 from qertify.search.journal import Journal
 from qertify.search.proof import ProofLog
 from qertify.search.question import Decision, Question
@@ -30,16 +30,18 @@ _STAGES: dict[Method, tuple[stages.Stage, ...]] = {
         stages.enumerate,
         stages.quick_attack,
         stages.dual,
+        turns.turn(1),
         stages.strong_attack,
+        turns.turn(2),
         stages.align,
         stages.sweep,
         stages.dual_again,
-        stages.search,
+        turns.search,
         stages.last_resort,
     ),
     Method.ATTACK: (stages.quick_attack, stages.strong_attack, stages.align),
     Method.BOUNDS: (stages.interval, stages.dual),
-    Method.BAB: (stages.interval, stages.dual, stages.search),
+    Method.BAB: (stages.interval, stages.dual, turns.search),
     Method.ILP: (stages.interval, stages.ilp),
 }
 """The stages of each method, in order."""

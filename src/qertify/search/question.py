@@ -24,6 +24,7 @@ from qertify.options import Options
 from qertify.parallel.executor import Executor
 from qertify.result import Evidence, Reason
 from qertify.search.alignment import Alignment
+from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.journal import Journal
 from qertify.search.proof import ProofLog
 from qertify.search.tree import SearchTree
@@ -89,7 +90,9 @@ class Question:
     processes: SolverProcesses
     program: Program | None = None
     refined: bool = False
-    next_descent: float = 0.0
+    next_descent: float = np.inf
+    descents: int = 0
+    tree: BranchAndBound | None = None
     alignment: Alignment | None = None
     run: Run | None = None
     executor: Executor | None = None
@@ -133,10 +136,14 @@ class Question:
         codes[:, self.program.input_index[real]] = self._inside(candidates).cpu().numpy()[:, real].astype(np.int64)
         return self.replay_codes(self.box.clip(codes.reshape(-1, *self.network.input_shape)))
 
+    def put_off_descents(self, seconds: float) -> None:
+        """Local search may begin so many seconds from now; never before this is called."""
+        self.next_descent = time.monotonic() + seconds
+
     def polish(self, candidates: Tensor, objective: Tensor) -> IntegerArray | None:
         """Replay the ends of short descents from candidates, (batch, n), on their objectives, (batch, N).
 
-        From time to time the best end is improved by local search, which costs more.
+        From time to time the best end is improved by local search or by aligned roundings, which cost more.
         """
         assert self.program is not None
         inside = self._inside(candidates)
@@ -147,11 +154,14 @@ class Question:
         start = time.monotonic()
         if found is None and start >= self.next_descent:
             best = int((reached / objective.abs().amax(-1).clamp(min=1)).argmin())
-            found = self.replay(descend(self.program, points[best], objective[best], DESCENT_ROUNDS, self.late))
-            if found is None and (aligned := self.aligned()) is not None:
+            aligned = self.aligned()
+            self.descents += 1
+            if aligned is None or self.descents % 3 == 0:
+                found = self.replay(descend(self.program, points[best], objective[best], DESCENT_ROUNDS, self.late))
+            else:
                 found = aligned.climb(points[best], objective[best])
                 found = aligned.explore() if found is None else found
-            self.next_descent = time.monotonic() + DESCENT_PAUSE * (time.monotonic() - start)
+            self.put_off_descents(DESCENT_PAUSE * (time.monotonic() - start))
         return found
 
     def aligned(self) -> Alignment | None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,15 +25,9 @@ from qertify.network.network import Network
 from qertify.network.nodes import Max, Staircase
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method
-from qertify.parallel.partition import pack
-from qertify.result import Evidence, Reason
-from qertify.search.branch_and_bound import BranchAndBound
-from qertify.search.branching import Gains
+from qertify.result import Evidence
 from qertify.search.domains import root_domains
-from qertify.search.journal import go_on, search_digest
-from qertify.search.leaf import Closure, LeafAnswer
 from qertify.search.question import Question
-from qertify.search.sharing import share_search
 from qertify.specification.cases import Case
 
 QUICK = (8, 6)
@@ -284,81 +276,6 @@ def _refine(question: Question, program: Program, few: int) -> Program:
 
 def _margin(margin: Tensor) -> int | None:
     return int(margin) if bool(torch.isfinite(margin)) else None
-
-
-def search(question: Question) -> None:
-    """Branch and bound on the open cases; on matrices if the units that are left are few enough for them."""
-    program, decision = question.program, question.decision
-    if program is None:
-        return
-    if question.refined and program.operators is not None and len(program.units) <= MATRICES_UP_TO:
-        compile_cases(question, operators=False)
-        program = question.program or program
-
-    options, leaf, gains = question.options, partial(solve_leaf, question), Gains(program)
-    tree = BranchAndBound(
-        program, question.splitter, question.cases, question.polish, leaf, options.keep_proof, options.memory, gains
-    )
-    last = time.monotonic()
-
-    def report(progress: BranchAndBound) -> None:
-        nonlocal last
-        if time.monotonic() - last > 1:
-            last = time.monotonic()
-            question.say(f"search: {progress.nodes} domains bounded, {progress.open} open")
-
-    journal, digest, pause = None if options.keep_proof else question.journal, "", None  # a certificate needs the whole tree
-    if journal is not None:
-        digest = search_digest(question.network, question.box, question.property, program)
-        pause = go_on(journal, digest, tree, program)
-    alone = question.refined or program.operators is not None  # workers make matrices, with plain ranges
-    shared = None if alone else share_search(question, tree, gains, report, digest)
-    outcome = shared or tree.run(question.deadline, report=report, stopped=question.stopped, pause=pause)
-    if journal is not None and shared is None and not outcome.proved and outcome.counterexample is None:
-        left = tree.hand_over()
-        if any(not item.stuck for item in left) and (question.deadline is None or time.monotonic() < question.deadline):
-            journal.write(digest, None, {0: pack(left)})
-            decision.reason = Reason.INTERRUPTED
-    decision.nodes, decision.tree = outcome.nodes, outcome.tree
-    if outcome.counterexample is not None:
-        decision.counterexample, decision.method = outcome.counterexample, "bab"
-    elif outcome.proved:
-        solvers = outcome.leaf_solvers - {"enumeration"}
-        decision.evidence = Evidence.EXACT_SOLVER if solvers else Evidence.EXACT_SEARCH
-        decision.solver = ", ".join(sorted(solvers)) or None
-        decision.method = "bab"
-    elif outcome.margin is not None and outcome.nearest is not None:
-        decision.margin = int(outcome.margin) if np.isfinite(outcome.margin) else None
-        decision.nearest = outcome.nearest.competitor
-    question.say(f"search: {outcome.nodes} domains bounded, {tree.open} open")
-
-
-def solve_leaf(question: Question, case: Case, low: Tensor, high: Tensor) -> LeafAnswer:
-    """A domain on which every value is fixed asks for a lattice point: enumerate a small box, else ask an integer solver."""
-    if question.box.size <= ENUMERATION_LIMIT:
-        found, safe = question.try_codes(question.box.points())
-        if found is not None:
-            return LeafAnswer(Closure.COUNTEREXAMPLE, found, "enumeration")
-        if safe:
-            return LeafAnswer(Closure.EMPTY, None, "enumeration")
-    program = question.program
-    assert program is not None
-    bounds: dict[str, tuple[IntegerArray, IntegerArray]] = {}
-    for unit, least, greatest in zip(program.units, low.tolist(), high.tolist(), strict=True):
-        if not unit.node:  # inside a maximum: the solver is asked about a larger domain, which is as good if it is empty
-            continue
-        if unit.node not in bounds:
-            bounds[unit.node] = question.known[unit.node][0].reshape(-1).copy(), question.known[unit.node][1].reshape(-1).copy()
-        bounds[unit.node][0][unit.element], bounds[unit.node][1][unit.element] = int(least), int(greatest)
-    until = time.monotonic() + LEAF_SECONDS
-    answer = question.engine().decide_case(
-        case, EXACT_SOLVER, until if question.deadline is None else min(until, question.deadline), bounds
-    )
-    if answer.status is Status.FEASIBLE:
-        return LeafAnswer(Closure.COUNTEREXAMPLE, answer.counterexample, EXACT_SOLVER)
-    if answer.status is Status.INFEASIBLE and answer.exact:
-        return LeafAnswer(Closure.EMPTY, None, ", ".join(sorted(answer.solvers)) or "interval")
-    return LeafAnswer(Closure.OPEN)
 
 
 def ilp(question: Question) -> None:

@@ -68,6 +68,27 @@ MOVES: dict[str, Callable[[Graph, str], str]] = {
     "maximum over channels": lambda g, x: g.node("ReduceMax", x, g.constant(np.array([1])), keepdims=1),
     "global maximum": lambda g, x: g.requantized(g.node("GlobalMaxPool", g.dequantized(x, 0.05, 3)), 0.05),
     "reflected": lambda g, x: g.node("Pad", x, g.constant(np.array([0, 0, 2, 1, 0, 0, 0, 3])), mode="reflect"),
+    "enlarged": lambda g, x: g.node("Resize", x, "", g.constant(np.array([1, 1, 2, 3], np.float32)), mode="nearest"),
+    "enlarged by other steps": lambda g, x: g.node(
+        "Resize",
+        x,
+        "",
+        g.constant(np.array([1, 1, 1.7, 0.6], np.float32)),
+        mode="nearest",
+        nearest_mode="floor",
+        coordinate_transformation_mode="asymmetric",
+    ),
+    "enlarged to a size": lambda g, x: g.node(
+        "Resize", x, "", "", g.constant(np.array([1, 4, 11, 9])), mode="nearest", coordinate_transformation_mode="align_corners"
+    ),
+    "depth to space": lambda g, x: g.node("DepthToSpace", x, blocksize=2, mode="CRD"),
+    "space to depth": lambda g, x: g.node("SpaceToDepth", x, blocksize=3),
+    "gathered": lambda g, x: g.node("Gather", x, g.constant(np.array([3, 0, -3])), axis=1),
+    "a row gathered": lambda g, x: g.node("Gather", x, g.constant(np.array(2)), axis=2),
+    "tiled": lambda g, x: g.node("Tile", x, g.constant(np.array([1, 2, 1, 3]))),
+    "expanded": lambda g, x: g.node(
+        "Expand", g.node("Unsqueeze", x, g.constant(np.array([2]))), g.constant(np.array([1, 1, 3, 1, 1]))
+    ),
     "edges repeated": lambda g, x: g.node("Pad", x, g.constant(np.array([0, 1, 2, 0, 0, 0, 1, 3])), mode="edge"),
 }
 
@@ -88,6 +109,27 @@ MEANS: dict[str, tuple[tuple[int, ...], Callable[[Graph, str], str]]] = {
     "mean over a signal": ((4, 9), lambda g, x: g.node("ReduceMean", x, g.constant(np.array([2])), keepdims=0)),
     "flattened global average": ((4, 6, 6), lambda g, x: g.node("Flatten", g.node("GlobalAveragePool", x))),
     "average of a signal": ((4, 9), lambda g, x: g.node("AveragePool", x, kernel_shape=[3], strides=[2], pads=[1, 1])),
+    "transposed convolution": (
+        (4, 6, 6),
+        lambda g, x: g.node(
+            "ConvTranspose",
+            x,
+            g.constant(numbers(-0.3, 0.3, 4, 3, 3, 2)),
+            g.constant(numbers(-1, 1, 3)),
+            strides=[2, 3],
+            pads=[1, 0, 2, 1],
+            output_padding=[1, 0],
+            dilations=[1, 2],
+        ),
+    ),
+    "transposed convolution in groups": (
+        (4, 6, 6),
+        lambda g, x: g.node("ConvTranspose", x, g.constant(numbers(-0.3, 0.3, 4, 2, 2, 2)), strides=[2, 2], group=2),
+    ),
+    "transposed convolution of a signal": (
+        (4, 9),
+        lambda g, x: g.node("ConvTranspose", x, g.constant(numbers(-0.3, 0.3, 4, 3, 5)), strides=[3], pads=[2, 1]),
+    ),
     "kernel that depends on the position": ((4, 9), lambda g, x: g.node("Elu", x, alpha=0.7)),
     "sigmoid after a mean": (
         (4, 6, 6),
@@ -211,6 +253,59 @@ def test_outputs_of_one_scale_a_class(tmp_path: Path) -> None:
     assert (network.exactness, network.metadata["output"]) == ("exact", "ranks")
     assert replay.agrees.all()
     assert np.array_equal(replay.predicted, np.argmax(replay.reference, axis=1))
+
+
+TAILS: dict[str, Callable[[Graph, str], str]] = {
+    "two convolutions": lambda g, x: spread(g, g.node("Relu", spread(g, x, 6)), 3, 6),
+    "moved between": lambda g, x: dense(g, flat(g, g.node("MaxPool", spread(g, x, 6), kernel_shape=[2, 2])), 5, 6 * 25),
+    "residual": lambda g, x: (lambda y: g.node("Add", spread(g, y, 4), y))(g.node("Relu", spread(g, x, 4))),
+    "three dense layers": lambda g, x: dense(g, g.node("Tanh", dense(g, dense(g, flat(g, x), 7, 144), 6, 7)), 5, 6),
+}
+
+
+def flat(g: Graph, x: str) -> str:
+    return g.node("Flatten", x)
+
+
+def dense(g: Graph, x: str, outputs: int, inputs: int) -> str:
+    limit = 1.5 * inputs**-0.5
+    return g.node("Gemm", x, *(g.constant(numbers(-limit, limit, *size)) for size in ((outputs, inputs), (outputs,))), transB=1)
+
+
+def spread(g: Graph, x: str, channels: int, source: int = 4) -> str:
+    """A convolution whose scales differ from channel to channel."""
+    weight = numbers(-0.3, 0.3, channels, source, 3, 3) * numbers(0.5, 2, channels, 1, 1, 1)
+    return g.node("Conv", x, g.constant(weight), pads=[1] * 4)
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_layers_in_float_one_after_the_other(tmp_path: Path, name: str) -> None:
+    graph = Graph((4, 6, 6))
+    path = graph.save(graph.requantized(TAILS[name](graph, graph.dequantized("x")), 0.05), tmp_path / "model.onnx")
+    network = load_onnx(path, allow_float_islands=True)
+    codes = RANDOM.integers(-128, 128, size=(300, 4, 6, 6)).astype(np.int8)
+    replay = runtime_of(network).replay(path, codes)
+    low, high = evaluate_interval(network, codes)
+    assert replay.agrees.all()
+    assert len(np.unique(replay.outputs)) > 20
+    assert (high - low).mean() < 5
+
+
+def test_scores_of_layers_in_float(tmp_path: Path) -> None:
+    """A network whose last layers were left out of the quantization."""
+    graph = Graph((12,))
+    path = graph.save(
+        dense(graph, graph.node("Relu", dense(graph, graph.dequantized("x"), 3, 12)), 5, 3),
+        tmp_path / "model.onnx",
+        kind="float32",
+    )
+    with pytest.raises(UnsupportedModelError, match=r"Gemm.*--allow-float-islands"):
+        load_onnx(path)
+    network = load_onnx(path, allow_float_islands=True)
+    replay = runtime_of(network).replay(path, RANDOM.integers(-128, 128, size=(3000, 12)).astype(np.int8))
+    low, high = evaluate_interval(network, replay.codes)
+    assert replay.agrees.all()
+    assert (high - low).mean() < 3
 
 
 def test_what_has_numbers_a_channel_is_not_moved(tmp_path: Path) -> None:

@@ -39,7 +39,11 @@ POSITIONS = 4
 FUNCTION_ERROR = 2.0**-18
 """Assumed bound on the relative error of float32 functions such as tanh; they are accurate to about 2⁻²²."""
 LEVELS = 1 << 12
-"""About how many steps of a grid replace float numbers that no quantizer follows."""
+"""About how many steps of a grid replace float numbers that an element-wise function reads."""
+FINE_LEVELS = 1 << 15
+"""The same for numbers that another sum reads, or that are moved."""
+THRESHOLDS = 1 << 18
+"""About how many thresholds all staircases of such numbers may have together, as long as there are `LEVELS` steps."""
 SCORE_LEVELS = 1 << 14
 """The same for the outputs of a network."""
 
@@ -85,6 +89,11 @@ class Island:
         """A uniform island of another integer tensor, with the same line."""
         scale, shift, error = (part.reshape((1,) * len(z.shape)) for part in (self.scale, self.shift, self.error))
         return replace(self, z=z, scale=scale, shift=shift, error=error)
+
+    @property
+    def reach(self) -> int:
+        """Bound on the absolute value of z."""
+        return max(abs(self.low), abs(self.high))
 
     def largest(self) -> FloatArray:
         """Bound on the absolute value, broadcastable to z's shape; of linear islands."""
@@ -304,9 +313,14 @@ def _grid(x: Island, levels: int) -> tuple[float, int, int]:
     return step, floor(low / step) - 1, ceil(high / step) + 1
 
 
-def regrid(builder: Builder, name: str, x: Island) -> Island:
-    """Any island as a uniform, linear one: its values to the nearest multiples of a grid, which an enclosure gives."""
-    step, low, high = _grid(x, LEVELS)
+def regrid(builder: Builder, name: str, x: Island, levels: int = 0) -> Island:
+    """Any island as a uniform, linear one: its values to the nearest multiples of a grid, which an enclosure gives.
+
+    Args:
+        levels: about how many of them; 0 for as many as are affordable.
+    """
+    lines = max(x.scale.size, x.shift.size, x.error.size)
+    step, low, high = _grid(x, levels or min(FINE_LEVELS, max(LEVELS, THRESHOLDS // lines)))
     meaning = QuantizationParameters.of(step, 0)
     z = quantize(builder, name, x, lambda v: np.rint(v.astype(np.float64) / step).astype(np.int64), low, high, meaning)
     return island(z, low, high, step, 0.0, step / 2)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qertify.errors import UnsupportedModelError
 from qertify.importers import islands, reals
 from qertify.importers.float_lowering import averaged_elements
 from qertify.importers.islands import Island, Weights, clamp
 from qertify.importers.lowering import Codes
-from qertify.importers.onnx_context import Lowering, Real, Scaled, Sum, Value, attribute, integers, require_default, window_of
+from qertify.importers.moving import ELEMENT_LIMIT
+from qertify.importers.onnx_constants import float_constant
+from qertify.importers.onnx_context import (
+    SIZE_LIMIT,
+    Lowering,
+    Real,
+    Scaled,
+    Sum,
+    Value,
+    attribute,
+    require_default,
+    window_of,
+)
 from qertify.importers.onnx_file import GraphNode
 from qertify.importers.onnx_moves import along_window, reduced_axes
 from qertify.network.nodes import Window
 from qertify.network.tensor import FloatArray, IntegerArray, QuantizationParameters
-from qertify.runtimes.float32 import Float32Array
+from qertify.runtimes.onnxruntime import unary_floats
 from qertify.runtimes.onnxruntime_arithmetic import dequantize, quantize
 
 
@@ -51,57 +65,32 @@ def as_island(lowering: Lowering, node: GraphNode, value: Value, name: str = "")
             raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
 
 
-def linear_island(lowering: Lowering, node: GraphNode, value: Value, name: str = "") -> tuple[Island, int]:
-    """A linear island of one scale, and the integer that stands for zero in it.
+SUMMED, ADDED, AVERAGED = 1 << 22, 1 << 28, 1 << 36
+"""Largest integers that are multiplied by weights, added or averaged as they are; beyond, a grid keeps sums small."""
 
-    Raises:
-        UnsupportedModelError: it is not of this form.
-    """
+
+def linear_island(
+    lowering: Lowering, node: GraphNode, value: Value, name: str = "", largest: int = SUMMED
+) -> tuple[Island, int]:
+    """A linear island of one scale, and the integer that stands for zero in it: on a grid where it is none as it is."""
     x = as_island(lowering, node, value, name)
     zero_point = islands.zero_point_of(x)
-    if zero_point is None:
-        raise UnsupportedModelError(
-            node.name, node.op, None, "its operand was computed in float, too; a quantizer between them is needed"
-        )
+    if zero_point is None or x.reach > largest:
+        return islands.regrid(lowering.builder, _grid_name(node, name), x), 0
     return x, zero_point
 
 
-def _producer(lowering: Lowering, name: str) -> GraphNode | None:
-    return next((node for node in lowering.graph.nodes if name in node.outputs), None)
+def _grid_name(node: GraphNode, name: str) -> str:
+    return f"{node.name}/{name}/grid" if name else f"{node.name}/grid"
 
 
-def is_float_constant(lowering: Lowering, node: GraphNode, position: int) -> bool:
-    """Whether an operand is a constant, stored or dequantized."""
-    if position < len(node.inputs) and node.inputs[position] in lowering.values:
-        return False
-    source = _producer(lowering, node.inputs[position]) if position < len(node.inputs) else None
-    dequantized = source is not None and source.op == "DequantizeLinear" and lowering.is_constant(source, 0)
-    return lowering.is_constant(node, position) or dequantized
-
-
-def float_constant(lowering: Lowering, node: GraphNode, position: int) -> tuple[Float32Array, GraphNode | None]:
-    """An operand that is a float constant, stored or dequantized, and the node that dequantizes it."""
-    if lowering.is_constant(node, position):
-        array = lowering.constant(node, position, "f")
-        if array.dtype != np.float32:
-            raise UnsupportedModelError(node.name, node.op, None, f"operand {position} is {array.dtype}; float32 is needed")
-        return array, None
-    source = _producer(lowering, node.inputs[position])
-    if source is None or source.op != "DequantizeLinear" or not lowering.is_constant(source, 0):
-        raise UnsupportedModelError(node.name, node.op, None, f"operand {position} must be a constant, it is computed")
-    return dequantized_constant(lowering, source), source
-
-
-def dequantized_constant(lowering: Lowering, source: GraphNode) -> Float32Array:
-    """What a DequantizeLinear makes of a stored constant."""
-    require_default(source, block_size=0, output_dtype=0)
-    stored, scale = lowering.constant(source, 0, "iu"), lowering.scales(source, 1)
-    zero_point = lowering.constant(source, 2, "iu").reshape(-1) if len(source.inputs) > 2 and source.inputs[2] else np.zeros(1)
-    shape = [1] * stored.ndim
-    if max(scale.size, zero_point.size) > 1:
-        shape[attribute(source, "axis", 1)] = -1
-    codes, zeros = integers(stored), integers(zero_point).reshape(shape)
-    return np.asarray((codes - zeros).astype(np.float32) * scale.reshape(shape), dtype=np.float32)
+def uniform(lowering: Lowering, node: GraphNode, position: int) -> None:
+    """Make an operand whose elements have lines of their own an island of one line, so that they may be moved."""
+    value = lowering.values.get(node.inputs[position])
+    if isinstance(value, Sum | Scaled) or (isinstance(value, Island) and not value.uniform):
+        name = f"operand{position}"
+        x = as_island(lowering, node, value, name)
+        lowering.values[node.inputs[position]] = islands.regrid(lowering.builder, _grid_name(node, name), x)
 
 
 def _weights(lowering: Lowering, node: GraphNode, position: int, output_axis: int) -> Weights:
@@ -147,20 +136,84 @@ def _convolution(lowering: Lowering, node: GraphNode) -> Value:
     return islands.linear(x, weights, _bias(lowering, node, 2, len(weights.integers)), zero_point, sums)
 
 
-ACTIVATIONS: dict[str, Callable[[tuple[float, ...]], islands.Monotone]] = {
-    "Relu": lambda _: clamp(0.0, np.inf),
-    "Clip": lambda limits: clamp(*limits),
-}
-"""Activations that onnxruntime fuses into float operators, by name; they get its parameters."""
+def _transposed_convolution(lowering: Lowering, node: GraphNode) -> Value:
+    """ConvTranspose: the convolution of its operand, spread by the strides, with the kernel turned around."""
+    require_default(node, auto_pad=b"NOTSET", output_shape=())
+    x, zero_point = linear_island(lowering, node, lowering.value(node, 0))
+    weights, groups = _weights(lowering, node, 1, 1), attribute(node, "group", 1)
+    axes, (channels, *size) = weights.integers.ndim - 2, x.z.shape
+    if axes not in (1, 2) or len(size) != axes or groups < 1 or channels % groups or weights.integers.shape[1] != channels:
+        reason = f"weight {weights.integers.shape} in {groups} groups on {x.z.shape}; one or two axes"
+        raise UnsupportedModelError(node.name, node.op, None, reason)
+    kernel = weights.integers.shape[2:]
+    window = window_of(replace(node, attributes={**node.attributes, "pads": (0,) * 2 * axes}), kernel, (1,) * axes)
+    pads, extra = (attribute(node, key, (0,) * n) for key, n in (("pads", 2 * axes), ("output_padding", axes)))
+    if len(pads) != 2 * axes or len(extra) != axes or not all(0 <= value <= SIZE_LIMIT for value in (*pads, *extra)):
+        raise UnsupportedModelError(node.name, node.op, "pads", f"{list(pads)[:8]} and {list(extra)[:4]} for {axes} axes")
+    stride, dilation = window.stride[2 - axes :], window.dilation[2 - axes :]
+    spread = [(n - 1) * s + 1 for n, s in zip(size, stride, strict=True)]
+    if channels * prod(spread) > ELEMENT_LIMIT:
+        raise UnsupportedModelError(node.name, node.op, "strides", f"spread to {spread}, more than {ELEMENT_LIMIT} elements")
+    index = np.full((channels, *spread), -1)
+    index[:, *(slice(None, None, s) for s in stride)] = np.arange(prod(x.z.shape)).reshape(x.z.shape)
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    widths = [(reach[i] - pads[i], reach[i] - pads[axes + i] + extra[i]) for i in range(axes)]
+    builder, lift = lowering.builder, (1,) * (2 - axes)
+    z = builder.rearrange(f"{node.name}/spread", (x.z,), index, zero_point)
+    z = builder.pad(f"{node.name}/padded", z, [(0, 0), *widths], zero_point)
+    z = builder.reshape(f"{node.name}/image", z, (channels, *lift, *z.shape[1:]))
+
+    def turned(weight: NDArray[Any]) -> NDArray[Any]:
+        apart = weight.reshape(len(weight), groups, channels // groups, *kernel).swapaxes(0, 1)
+        return np.flip(apart.reshape(-1, *apart.shape[2:]), axis=tuple(range(2, 2 + axes)))
+
+    scale = weights.scale if weights.scale.size == 1 else np.tile(weights.scale, groups)
+    weights = Weights(turned(weights.values), turned(weights.integers), scale)
+
+    def sums(weight: IntegerArray) -> Codes:
+        full = weight.reshape(*weight.shape[:2], *lift, *kernel)
+        step = Window((full.shape[2], full.shape[3]), dilation=window.dilation)
+        y = builder.convolution(node.name, z, full, np.zeros(len(full), dtype=np.int64), step, zero_point, groups, None, 64)
+        return y if axes == 2 else builder.reshape(f"{node.name}/signal", y, (y.shape[0], y.shape[2]))
+
+    return islands.linear(x, weights, _bias(lowering, node, 2, len(weights.integers)), zero_point, sums)
+
+
+SLOPES = {
+    "Abs": 1.0, "Elu": 1.0, "Erf": 1.13, "Gelu": 1.13, "HardSigmoid": 0.2, "HardSwish": 1.5, "LeakyRelu": 1.0, "Mish": 1.1,
+    "Neg": 1.0, "QuickGelu": 1.1, "Sigmoid": 0.25, "Softplus": 1.0, "Softsign": 1.0, "Tanh": 1.0,
+}  # fmt: skip
+"""The steepest slope of each function, or alpha if that is larger."""
+NO_NUMBER = "some code gives NaN or infinity"
+
+
+def function_of(lowering: Lowering, node: GraphNode, op: str, attributes: Mapping[str, Any], x: Island) -> Island:
+    """An element-wise function of float numbers: on a grid its results are read off the runtime, between them bounded."""
+    if op not in SLOPES:
+        raise UnsupportedModelError(node.name, node.op, None, f"'{op}' of float numbers is not enclosed; quantize them before")
+    grid = islands.regrid(lowering.builder, f"{node.name}/points", x, islands.LEVELS)
+    points = (float(grid.scale.flat[0]) * np.arange(grid.low, grid.high + 1)).astype(np.float32)
+    found = unary_floats(op, points, attributes, lowering.graph.opset)
+    if found is None:
+        raise UnsupportedModelError(node.name, node.op, None, NO_NUMBER)
+    error = max(SLOPES[op], abs(attributes.get("alpha", 0.0))) * float(grid.error.flat[0])
+    codes = replace(grid.z, low=grid.low, high=grid.high)
+    return islands.tabulated(lowering.builder, node.name, codes, *found, error)
+
+
+ACTIVATIONS = {"HardSigmoid": ("alpha", "beta"), "LeakyRelu": ("alpha",), "Sigmoid": (), "Tanh": ()}
+"""Functions that onnxruntime fuses into float operators, and the attributes that their parameters are."""
 
 
 def _activated(lowering: Lowering, node: GraphNode, x: Island) -> Island:
     name = attribute(node, "activation", b"").decode(errors="replace")
-    if name not in ACTIVATIONS:
-        raise UnsupportedModelError(
-            node.name, node.op, "activation", f"'{name}' is not enclosed; a quantizer before it is needed"
-        )
-    return islands.then(x, ACTIVATIONS[name](attribute(node, "activation_params", ())))
+    parameters = attribute(node, "activation_params", ())
+    if name in ("Relu", "Clip"):
+        return islands.then(x, clamp(0.0, np.inf) if name == "Relu" else clamp(*parameters))
+    if name not in ACTIVATIONS or len(parameters) < len(ACTIVATIONS[name]):
+        reason = f"'{name}' is not enclosed; a quantizer before it is needed"
+        raise UnsupportedModelError(node.name, node.op, "activation", reason)
+    return function_of(lowering, node, name, dict(zip(ACTIVATIONS[name], parameters, strict=False)), x)
 
 
 def _fused_convolution(lowering: Lowering, node: GraphNode) -> Value:
@@ -206,7 +259,7 @@ def _average_pool(lowering: Lowering, node: GraphNode) -> Value:
 
 
 def _average(lowering: Lowering, node: GraphNode, value: Value, channels_last: bool = False) -> Island:
-    x, zero_point = linear_island(lowering, node, value)
+    x, zero_point = linear_island(lowering, node, value, largest=AVERAGED)
     kernel = attribute(node, "kernel_shape", (0,))
     builder = lowering.builder
     axes = len(x.z.shape) - 1
@@ -224,7 +277,7 @@ def _average(lowering: Lowering, node: GraphNode, value: Value, channels_last: b
 
 def _whole_average(lowering: Lowering, node: GraphNode) -> Value:
     """ReduceMean, or GlobalAveragePool over everything but the channels."""
-    x, zero_point = linear_island(lowering, node, lowering.value(node, 0))
+    x, zero_point = linear_island(lowering, node, lowering.value(node, 0), largest=AVERAGED)
     pool, rank = node.op == "GlobalAveragePool", len(x.z.shape)
     axes = tuple(range(1, rank)) if pool else reduced_axes(lowering, node, rank)
     means: list[Island] = []
@@ -275,9 +328,13 @@ def quantized(
 
 
 def _added(lowering: Lowering, node: GraphNode, name: str, a: Island, b: Island) -> Island:
-    if a.after or b.after or a.z.shape != b.z.shape:
-        reason = "its operands were clamped or computed in float, or differ in shape; quantizers before it are needed"
+    if a.z.shape != b.z.shape:
+        reason = f"its operands {a.z.shape} and {b.z.shape} differ in shape; quantizers before it are needed"
         raise UnsupportedModelError(node.name, node.op, None, reason)
+    a, b = (
+        islands.regrid(lowering.builder, f"{name}/{side}/grid", x) if x.after or x.reach > ADDED else x
+        for side, x in (("a", a), ("b", b))
+    )
     total = islands.add(lowering.builder, name, a, b)
     if total is None:
         raise UnsupportedModelError(
@@ -301,6 +358,7 @@ def combined(lowering: Lowering, node: GraphNode, a: Value, b: Value) -> Value:
 
 ISLANDS: dict[str, Callable[[Lowering, GraphNode], Value]] = {
     "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
     "FusedConv": _fused_convolution,
     "FusedGemm": _fused_gemm,
     "Gemm": _gemm,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qertify.errors import ModelFileError, UnsupportedModelError
-from qertify.importers.moving import Codes
+from qertify.importers.moving import ELEMENT_LIMIT, Codes
 from qertify.importers.onnx_context import (
     Context,
     Decision,
@@ -25,6 +25,7 @@ from qertify.importers.onnx_context import (
 from qertify.importers.onnx_file import GraphNode
 from qertify.network.nodes import Window
 from qertify.runtimes.input_steps import merged
+from qertify.runtimes.onnxruntime import picked_elements
 
 
 def integers_of(context: Context, node: GraphNode, position: int, name: str) -> list[int] | None:
@@ -313,6 +314,22 @@ def _split(context: Context, node: GraphNode) -> Value:
     return parts[0]
 
 
+def _repeated(context: Context, node: GraphNode) -> Value:
+    """An operator that picks and repeats elements, as constants tell it: onnxruntime does it with the elements' numbers."""
+    full, last = _full(context, node), max([i for i, name in enumerate(node.inputs) if name], default=0)
+    if node.op in ("Resize", "Upsample") and attribute(node, "mode", b"nearest") != b"nearest":
+        raise UnsupportedModelError(node.name, node.op, "mode", "it averages neighbours; only nearest is supported")
+    if node.op == "Gather":
+        axis_without_batch(node, attribute(node, "axis", 0), len(full) - 1)
+    operands = [context.constant(node, i) if node.inputs[i] else None for i in range(1, last + 1)]
+    index = picked_elements(node.op, full, node.attributes, context.graph.opset, operands, ELEMENT_LIMIT)
+    if index is None or index.ndim < 2 or index.shape[0] != 1:
+        shape = "" if index is None else f": {list(index.shape)}"
+        reason = f"its result loses the batch axis, or is unknown or larger than {ELEMENT_LIMIT} elements{shape}"
+        raise UnsupportedModelError(node.name, node.op, None, reason)
+    return on_codes(context.value(node, 0), lambda x: context.builder.rearrange(node.name, (x,), index[0]), node)
+
+
 def _identity(context: Context, node: GraphNode) -> Value:
     if any(node.outputs[1:]) or (context.is_constant(node, 2) and bool(np.any(context.constant(node, 2, "b")))):
         raise UnsupportedModelError(node.name, node.op, None, "only its inference form is supported")
@@ -333,6 +350,7 @@ MOVES: dict[str, Callable[[Context, GraphNode], Value]] = {
     "ReduceMax": _reduce_max,
     "Slice": _slice,
     "Split": _split,
+    **dict.fromkeys(("DepthToSpace", "Expand", "Gather", "Resize", "SpaceToDepth", "Tile", "Upsample"), _repeated),
     "Identity": _identity,
     "Dropout": _identity,
 }

@@ -16,11 +16,12 @@ import numpy as np
 from qertify.errors import InvalidInputError, InvalidNetworkError, ModelFileError, UnsupportedModelError
 from qertify.importers.islands import Island, scores
 from qertify.importers.lowering import Builder, Codes
+from qertify.importers.onnx_constants import dequantized_constant
 from qertify.importers.onnx_context import Decision, Lowering, Real, Sum, Value
 from qertify.importers.onnx_file import Graph, GraphNode, freeze_input_shape, is_quantized, read_graph, read_model
 from qertify.importers.onnx_folding import fold
 from qertify.importers.onnx_inputs import input_quantizers, input_steps, lower_input
-from qertify.importers.onnx_islands import ISLANDS, as_island, dequantized_constant
+from qertify.importers.onnx_islands import ISLANDS, as_island, uniform
 from qertify.importers.onnx_moves import MOVES
 from qertify.importers.onnx_operators import OPERATORS
 from qertify.importers.reals import Scaled, ranked
@@ -32,12 +33,12 @@ from qertify.runtimes.onnxruntime import optimized_model, version
 from qertify.runtimes.onnxruntime_arithmetic import dequantize
 
 FLOAT_OPERATORS = (
-    "AveragePool", "Conv", "Gather", "Gemm", "GlobalAveragePool", "MatMul", "Shape",
+    "AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "Shape",
 )  # fmt: skip
 """Operators that onnxruntime may fuse with the quantizers around them, or fold away."""
 STANDARD = frozenset({
-    *(MOVES.keys() - {"NhwcMaxPool"}), *(ISLANDS.keys() - {"QLinearAveragePool"}), "Add", "ArgMax", "Clip", "DequantizeLinear",
-    "Div", "Mul", "QuantizeLinear", "Relu", "Sub",
+    *(MOVES.keys() - {"NhwcMaxPool", "Resize", "Upsample"}), *(ISLANDS.keys() - {"QLinearAveragePool"}), "Add", "ArgMax",
+    "Clip", "DequantizeLinear", "Div", "Mul", "QuantizeLinear", "Relu", "Sub",
 })  # fmt: skip
 """Operators whose float32 results the standard defines, up to the order of sums."""
 
@@ -185,6 +186,8 @@ def _lower(lowering: Lowering, node: GraphNode) -> None:
         raise UnsupportedModelError(node.name, node.op, None, "it runs in float, and has no exact integer form here")
     if node.op == "DequantizeLinear" and node.inputs and node.inputs[0] in constants:
         return  # a weight; whoever computes with it in float looks it up
+    if node.op in MOVES.keys() - {"Concat"}:
+        uniform(lowering, node, 0)
     value = rule(lowering, node)
     if not node.outputs or not node.outputs[0]:
         raise ModelFileError(f"node '{node.name}' computes nothing")

@@ -10,8 +10,9 @@ import numpy as np
 
 from qertify.errors import ModelFileError, UnsupportedModelError
 from qertify.importers.decisions import softmax_obstacle
-from qertify.importers.islands import Island, regrid, shifted, tabulated, then
+from qertify.importers.islands import Island, shifted, tabulated, then
 from qertify.importers.lowering import Codes
+from qertify.importers.onnx_constants import float_constant, is_float_constant
 from qertify.importers.onnx_context import (
     Decision,
     Lowering,
@@ -25,11 +26,11 @@ from qertify.importers.onnx_context import (
 from qertify.importers.onnx_file import GraphNode
 from qertify.importers.onnx_inputs import STEPS, normalized, stepped
 from qertify.importers.onnx_islands import (
+    NO_NUMBER,
     as_island,
     clamp,
     combined,
-    float_constant,
-    is_float_constant,
+    function_of,
     quantized,
 )
 from qertify.importers.onnx_moves import MOVES
@@ -179,34 +180,21 @@ def _unary(lowering: Lowering, node: GraphNode) -> Value:
     """An element-wise float operator: its results on all codes, or on a grid after an island, are read off the runtime."""
     if any(isinstance(setting, tuple | np.ndarray) for setting in node.attributes.values()):
         raise UnsupportedModelError(node.name, node.op, None, "its attributes are no single numbers")
-    value, error = lowering.value(node, 0), 0.0
+    value = lowering.value(node, 0)
     if isinstance(value, Sum | Island | Scaled):
-        if node.op not in SLOPES:
-            raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
-        grid = regrid(lowering.builder, f"{node.name}/grid", as_island(lowering, node, value))
-        points = (float(grid.scale.flat[0]) * np.arange(grid.low, grid.high + 1)).astype(np.float32)
-        value = Real(replace(grid.z, low=grid.low, high=grid.high), points)
-        error = max(SLOPES[node.op], abs(attribute(node, "alpha", 0.0))) * float(grid.error.flat[0])
+        return function_of(lowering, node, node.op, node.attributes, as_island(lowering, node, value))
     if not isinstance(value, Real) or value.values is None:
         raise UnsupportedModelError(node.name, node.op, None, "it computes in float; a quantizer before it is needed")
     found = unary_floats(node.op, value.values.reshape(-1), node.attributes, lowering.graph.opset)
     if found is None:
         raise UnsupportedModelError(node.name, node.op, None, NO_NUMBER)
     least, greatest = (side.reshape(value.values.shape) for side in found)
-    if not error and np.array_equal(least, greatest):
+    if np.array_equal(least, greatest):
         return replace(value, values=least)
     lowering.islands.append(node)
     if value.row is not None:
         raise UnsupportedModelError(node.name, node.op, None, "its float results depend on the position in the tensor")
-    return tabulated(lowering.builder, node.name, value.codes, least, greatest, error)
-
-
-SLOPES = {
-    "Abs": 1.0, "Elu": 1.0, "Erf": 1.13, "Gelu": 1.13, "HardSigmoid": 0.2, "HardSwish": 1.5, "LeakyRelu": 1.0, "Mish": 1.1,
-    "Neg": 1.0, "QuickGelu": 1.1, "Sigmoid": 0.25, "Softplus": 1.0, "Softsign": 1.0, "Tanh": 1.0,
-}  # fmt: skip
-"""The steepest slope of each function, or alpha if that is larger."""
-NO_NUMBER = "some code gives NaN or infinity"
+    return tabulated(lowering.builder, node.name, value.codes, least, greatest, 0.0)
 
 
 def _batch_normalization(lowering: Lowering, node: GraphNode) -> Value:

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,44 @@ def _float_operator(
     return open_session(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
 
 
+def picked_elements(
+    op: str,
+    shape: Sequence[int],
+    attributes: Mapping[str, Any],
+    opset: int,
+    operands: Sequence[NDArray[Any] | None],
+    limit: int,
+) -> IntegerArray | None:
+    """Which element of its first operand each element of an operator's result is, as the installed onnxruntime moves them.
+
+    Args:
+        op: an operator that only moves and repeats elements.
+        shape: of the first operand; it must have fewer than 2²⁴ elements, whose numbers are float32.
+        operands: the others, constants; None for one that is left out.
+        limit: most elements of the result.
+
+    Returns:
+        flat indices, of the result's shape; None if that can't be told without running it, or is larger than ``limit``.
+    """
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+    names = ["" if value is None else f"p{i}" for i, value in enumerate(operands)]
+    constants = [numpy_helper.from_array(value, name) for value, name in zip(operands, names, strict=True) if value is not None]
+    x = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    graph = helper.make_graph(
+        [helper.make_node(op, ["x", *names], ["y"], **dict[str, Any](attributes))],
+        "moves",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    axes = shape_inference.infer_shapes(model, data_prop=True).graph.output[0].type.tensor_type.shape.dim
+    if not axes or any(not axis.HasField("dim_value") for axis in axes) or prod(axis.dim_value for axis in axes) > limit:
+        return None
+    return open_session(model.SerializeToString()).run(None, {"x": x})[0].astype(np.int64)
+
+
 def unary_floats(
     op: str, values: Float32Array, attributes: Mapping[str, Any], opset: int, parameters: Sequence[Float32Array] = ()
 ) -> tuple[Float32Array, Float32Array] | None:
@@ -237,14 +276,14 @@ class OnnxRuntime:
             raise ModelFileError(f"{path}: its input is not '{self.network.metadata['input_name']}'")
         name = session.get_inputs()[0].name
         try:
-            if isinstance(session.get_inputs()[0].shape[0], int):
-                rows = [session.run(None, {name: inputs[i : i + 1]})[0] for i in range(len(inputs))]
-                outputs = np.concatenate([np.asarray(row).reshape(1, -1) for row in rows])
-            else:
-                outputs = np.asarray(session.run(None, {name: inputs})[0]).reshape(len(inputs), -1)
+            if not isinstance(session.get_inputs()[0].shape[0], int):
+                outputs = np.asarray(session.run(None, {name: inputs})[0])
+                if outputs.shape[:1] == inputs.shape[:1]:  # else some node was given shapes for a batch of one
+                    return outputs.reshape(len(inputs), -1)
+            rows = [session.run(None, {name: inputs[i : i + 1]})[0] for i in range(len(inputs))]
+            return np.concatenate([np.asarray(row).reshape(1, -1) for row in rows])
         except Exception as error:  # its exceptions share no base class
             raise ModelFileError(f"{path}: onnxruntime fails on it: {' '.join(str(error).split())[:300]}") from error
-        return outputs
 
     def _dequantized(self, codes: IntegerArray) -> Float32Array:
         meaning = self.network.output_quantization

@@ -176,4 +176,5 @@ def test_orders_agree_with_enumeration(method: Method, make: Callable[..., Netwo
         assert (decision.counterexample is not None) == any(found), decision.evidence
         seen["sat" if any(found) else "unsat"] += 1
     print(dict(seen))
-    assert min(seen["sat"], seen["unsat"]) > 0
+    assert seen["sat"] > 3
+    assert seen["unsat"] > 0 or method is Method.ILP

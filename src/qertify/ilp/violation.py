@@ -23,14 +23,14 @@ def encode_violation(
         outputs: the values of the view's node.
         cases: at least one, each as its single levels, in order, at least one.
         encoding: "compact" spends a binary a case and an integer on its level, "one-hot" a binary on each level of each case,
-            which levels that bound more than two accumulators need in any case.
+            which levels that bound several accumulators from above need in any case.
 
     Raises:
         ContradictionError: none is within reach.
     """
     builder.node = view.node
     terms = {index: outputs[int(view.element[index])] for case in cases for level in case for index in level.indices}
-    if encoding == "one-hot" or any(len(level.indices) > 2 for case in cases for level in case if len(case) > 1):
+    if encoding == "one-hot" or any(len(case) > 1 and len(case[0].upper) > 1 for case in cases):
         cases, encoding = [(level,) for case in cases for level in case], "one-hot"
     encode_choice(builder, terms, cases, encoding)
 

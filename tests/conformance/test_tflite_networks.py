@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,34 @@ def greatest_of_the_image(net: RandomNetwork):
     return y
 
 
+def moved(
+    op: str, options: str, constants: list[Any], shapes: list[tuple[int, ...]], taken: int = 0, at: int = 0, **values: Any
+):
+    """One of the results of an operator that moves elements; ``at``: position of the moved operand."""
+
+    def build(net: RandomNetwork):
+        x = net.convolution(image(net), 4, 3)
+        results = [net.tensor(shape, x.scale, x.zero_point) for shape in shapes]
+        operands = [net.writer.constant(np.array(numbers, np.int32)) for numbers in constants]
+        operands.insert(at, x.index)
+        net.writer.operator(op, operands, [y.index for y in results], options, **values)
+        return results[taken]
+
+    return build
+
+
 SMALL = {
+    "enlarged": moved("RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions", [[14, 15]], [(1, 14, 15, 4)]),
+    "enlarged from the centres": moved(
+        "RESIZE_NEAREST_NEIGHBOR", "ResizeNearestNeighborOptions", [[11, 3]], [(1, 11, 3, 4)], halfPixelCenters=True
+    ),
+    "split": moved("SPLIT", "SplitOptions", [3], [(1, 7, 5, 2)] * 2, 1, 1, numSplits=2),
+    "split in parts": moved("SPLIT_V", "SplitVOptions", [[3, 4], 1], [(1, 3, 5, 4), (1, 4, 5, 4)], 1, numSplits=2),
+    "unpacked": moved("UNPACK", "UnpackOptions", [], [(1, 7, 4)] * 5, 3, num=5, axis=2),
+    "gathered": moved("GATHER", "GatherOptions", [[3, 0, 3]], [(1, 7, 5, 3)], axis=3),
+    "cut": moved("SLICE", "SliceOptions", [[0, 1, 2, 1], [1, 5, -1, 2]], [(1, 5, 3, 2)]),
+    "depth to space": moved("DEPTH_TO_SPACE", "DepthToSpaceOptions", [], [(1, 14, 10, 1)], blockSize=2),
+    "mirrored": moved("MIRROR_PAD", "MirrorPadOptions", [[[0, 0], [2, 1], [0, 3], [0, 0]]], [(1, 10, 8, 4)], mode=0),
     "sliced": sliced,
     "flattened by its shape": flattened_by_its_shape,
     "greatest of the image": greatest_of_the_image,

@@ -21,10 +21,10 @@ from qertify.importers.tflite_context import (
     require_same_quantization,
     scale_of,
 )
-from qertify.importers.tflite_file import Operator
+from qertify.importers.tflite_file import OPTIONS, Operator
 from qertify.importers.tflite_shapes import require_target, shrinks, slices
 from qertify.network.nodes import Window
-from qertify.runtimes.litert import DEQUANTIZE_OPTIONS, REAL, unary_table
+from qertify.runtimes.litert import DEQUANTIZE_OPTIONS, REAL, picked_elements, unary_table
 
 INPUT_SCALE_LIMIT = 2.0**100
 
@@ -64,6 +64,34 @@ def _strided_slice(lowering: Lowering, node: Operator) -> Value:
         raise ModelFileError(f"node '{node.name}': it gives {list(kept)}, where the file says {list(target)}")
     x = lowering.filed(f"{node.name}/input", lowering.codes(node, 0), shape)
     return lowering.placed(node.name, lowering.builder.rearrange(f"{node.name}/taken", (x,), index.reshape(target[1:])), target)
+
+
+def _picked(lowering: Lowering, node: Operator) -> list[Value]:
+    """Operators that pick elements as constants tell them, perhaps with several results: what goes where is read off LiteRT."""
+    targets = [lowering.graph.tensors[index] for index in node.outputs]
+    places = [i for i, index in enumerate(node.inputs) if index in lowering.values]
+    if len(places) != 1:
+        raise UnsupportedModelError(node.name, node.op, None, f"{len(places)} of its operands are computed; one is needed")
+    source = lowering.tensor(node, places[0])
+    require_same_quantization(node, source, *targets)
+    numbers = [lowering.constant(node, i, "int32") for i in range(len(node.inputs)) if i != places[0]]
+    if node.op == "RESIZE_NEAREST_NEIGHBOR" and numbers[0].tolist() != list(targets[0].shape[1:3]):
+        raise ModelFileError(f"node '{node.name}': the file declares another size than the operator is given")
+    if any(prod(target.shape) > prod(source.shape) << 4 for target in targets if node.op != "RESIZE_NEAREST_NEIGHBOR"):
+        raise UnsupportedModelError(node.name, node.op, None, "its result is more than 16 times as large as its operand")
+    operands = list(numbers)
+    operands.insert(places[0], source.shape)  # type: ignore[arg-type]
+    name = OPTIONS.get(node.op, ("", ()))[0]
+    options = name, {field[0].lower() + field[1:]: value for field, value in node.options.items()}
+    shapes = [target.shape for target in targets]
+    x = lowering.filed(f"{node.name}/input", lowering.codes(node, places[0]), source.shape)
+    results: list[Value] = []
+    for i, index in enumerate(picked_elements(node.op, options, lowering.kernels_of(node), operands, shapes)):
+        if index.shape != shapes[i] or np.any(index >= prod(source.shape)):
+            raise ModelFileError(f"node '{node.name}': it gives {list(index.shape)}, where the file says {list(shapes[i])}")
+        picked = lowering.builder.rearrange(f"{node.name}/{i}/taken", (x,), index[0])
+        results.append(lowering.placed(f"{node.name}/{i}", picked, shapes[i]))
+    return results
 
 
 def _reduce_max(lowering: Lowering, node: Operator) -> Value:
@@ -166,11 +194,25 @@ def _rejected(reason: str) -> Callable[[Lowering, Operator], Value]:
     return rule
 
 
-MOVES: dict[str, Callable[[Lowering, Operator], Value]] = {
+MOVES: dict[str, Callable[[Lowering, Operator], Value | list[Value]]] = {
     "RESHAPE": _reshape,
     "EXPAND_DIMS": _reshape,
     "SQUEEZE": _reshape,
     "STRIDED_SLICE": _strided_slice,
+    **dict.fromkeys(
+        (
+            "DEPTH_TO_SPACE",
+            "GATHER",
+            "MIRROR_PAD",
+            "RESIZE_NEAREST_NEIGHBOR",
+            "SLICE",
+            "SPACE_TO_DEPTH",
+            "SPLIT",
+            "SPLIT_V",
+            "UNPACK",
+        ),
+        _picked,
+    ),
     "REDUCE_MAX": _reduce_max,
     "TRANSPOSE": _transpose,
     "PAD": _pad,
@@ -185,4 +227,4 @@ MOVES: dict[str, Callable[[Lowering, Operator], Value]] = {
     "DEQUANTIZE": _dequantize,
     "SOFTMAX": _rejected("a quantized softmax makes ties; export the network without it"),
 }
-"""The lowering of each of them."""
+"""The lowering of each of them; a list of values for an operator that may have several results."""

@@ -293,7 +293,7 @@ def _multiplication(lowering: Lowering, node: Operator) -> Value:
     return lowering.builder.product(node.name, a, b, (z_a, z_b), requantize)
 
 
-OPERATORS: dict[str, Callable[[Lowering, Operator], Value]] = {
+OPERATORS: dict[str, Callable[[Lowering, Operator], Value | list[Value]]] = {
     "CONV_2D": _convolution,
     "DEPTHWISE_CONV_2D": _depthwise,
     "FULLY_CONNECTED": _fully_connected,

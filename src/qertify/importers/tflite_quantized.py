@@ -16,7 +16,6 @@ from qertify.importers.tflite_context import (
     Lowering,
     RealInput,
     RealOutput,
-    Value,
     parameters,
     require_batch_of_one,
     require_shape,
@@ -123,13 +122,18 @@ def _lower(lowering: Lowering, node: Operator) -> None:
         return
     if node.op not in OPERATORS:
         raise UnsupportedModelError(node.name, node.op, None, f"supported are {', '.join(sorted(OPERATORS))}")
-    target = lowering.result(node)
-    require_batch_of_one(node.name, node.op, target.shape)
-    lowering.spend(node, "results", prod(target.shape))
-    if target.data is not None or node.outputs[0] in lowering.values:
-        raise ModelFileError(f"node '{node.name}': its result '{target.name}' is computed twice, or a constant")
-    value: Value = OPERATORS[node.op](lowering, node)
-    codes = value.codes if isinstance(value, RealOutput) else value
-    assert isinstance(codes, Codes)
-    require_shape(node, codes, target.shape)
-    lowering.values[node.outputs[0]] = value
+    targets = [lowering.graph.tensors[index] for index in node.outputs]
+    for index, target in zip(node.outputs, targets, strict=True):
+        require_batch_of_one(node.name, node.op, target.shape)
+        lowering.spend(node, "results", prod(target.shape))
+        if target.data is not None or index in lowering.values or node.outputs.count(index) > 1:
+            raise ModelFileError(f"node '{node.name}': its result '{target.name}' is computed twice, or a constant")
+    found = OPERATORS[node.op](lowering, node)
+    values = found if isinstance(found, list) else [found]
+    if len(values) != len(targets):
+        raise UnsupportedModelError(node.name, node.op, None, f"it has {len(targets)} results, one is needed")
+    for index, target, value in zip(node.outputs, targets, values, strict=True):
+        codes = value.codes if isinstance(value, RealOutput) else value
+        assert isinstance(codes, Codes)
+        require_shape(node, codes, target.shape)
+        lowering.values[index] = value

@@ -19,8 +19,7 @@ ELEMENT_LIMIT = 64
 
 def fold(lowering: Lowering, node: Operator) -> bool:
     """Whether the operator is one on shapes; what it gives then is among the lowering's numbers."""
-    target = lowering.result(node)
-    if target.dtype not in SHAPE_TYPES:
+    if len(node.outputs) != 1 or lowering.result(node).dtype not in SHAPE_TYPES:
         return False
     match node.op:
         case "SHAPE":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,45 @@ def unary_table(
     rows = [distinct.setdefault(tuple(value.tobytes() for value in column), len(distinct)) for column in columns.T]
     first = [rows.index(row) for row in range(len(distinct))]
     return UnaryTable(columns[:, first].T, np.array(rows, dtype=np.int64).reshape(shape))
+
+
+def picked_elements(
+    op: str,
+    options: tuple[str, Mapping[str, Any]],
+    kernels: Kernels,
+    operands: Sequence[NDArray[Any] | tuple[int, ...]],
+    results: Sequence[tuple[int, ...]],
+) -> list[IntegerArray]:
+    """Which element of its int8 operand each element of an operator's results is: run on the digits of the elements' numbers.
+
+    Args:
+        options: name of the options table in the schema, and its fields.
+        operands: in order; the shape of the one that is moved, and constants.
+        results: declared shapes.
+
+    Returns:
+        flat indices, of the results' true shapes.
+
+    Raises:
+        ModelFileError: LiteRT refuses the operator.
+    """
+    from qertify.runtimes.litert_writer import Writer
+
+    writer = Writer()
+    sources = [writer.tensor(x, 1.0) if isinstance(x, tuple) else writer.constant(x) for x in operands]
+    targets = [writer.tensor(shape, 1.0) for shape in results]
+    writer.operator(op, sources, targets, options[0], **options[1])
+    position = next(i for i, x in enumerate(operands) if isinstance(x, tuple))
+    interpreter = _interpreter(writer.finish([sources[position]], targets), RESOLVERS[kernels])
+    source, shape = interpreter.get_input_details()[0]["index"], operands[position]
+    number = np.arange(prod(shape)).reshape(shape)
+    found = [np.zeros(1, dtype=np.int64)] * len(results)
+    for place in range(0, max(1, int(number.size - 1).bit_length()), 8):
+        interpreter.set_tensor(source, (number >> place).astype(np.uint8).view(np.int8))
+        interpreter.invoke()
+        digits = [interpreter.get_tensor(detail["index"]).view(np.uint8) for detail in interpreter.get_output_details()]
+        found = [total + (digit.astype(np.int64) << place) for total, digit in zip(found, digits, strict=True)]
+    return found
 
 
 # The runtime of a network.

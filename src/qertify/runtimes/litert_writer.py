@@ -24,7 +24,10 @@ TYPES = {
     np.dtype(np.int16): schema.TensorType.INT16,
     np.dtype(np.int64): schema.TensorType.INT64,
 }
-VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4, "RESHAPE": 1, "HARD_SWISH": 1, "SHAPE": 1, "PACK": 1}
+VERSIONS = {
+    "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4,
+    **dict.fromkeys(("DEPTH_TO_SPACE", "HARD_SWISH", "PACK", "RESHAPE", "SHAPE"), 1),
+}  # fmt: skip
 """Versions of the operators that read int8, two unless listed."""
 NONE, RELU, RELU_N1_TO_1, RELU6 = range(4)
 """Fused activation functions."""

@@ -65,8 +65,8 @@ def test_float_operator_between_integers(tmp_path: Path) -> None:
 
 
 def test_unknown_operator(tmp_path: Path) -> None:
-    model = single("GATHER", [([1, 4], 0.1, 0)], ([1, 4], 0.1, 0), "GatherOptions", (np.zeros(1, np.int32),))
-    refused(tmp_path, model, UnsupportedModelError, r"node '0:GATHER' \(GATHER\).*supported are ADD")
+    model = single("CUMSUM", [([1, 4], 0.1, 0)], ([1, 4], 0.1, 0), "CumsumOptions", (np.zeros(1, np.int32),))
+    refused(tmp_path, model, UnsupportedModelError, r"node '0:CUMSUM' \(CUMSUM\).*supported are ADD")
 
 
 def test_softmax(tmp_path: Path) -> None:

@@ -55,9 +55,12 @@ def random_float_network(generator: np.random.Generator, inputs: int, outputs: i
     return RealNetwork(tuple(nodes))
 
 
-def quantized_pair(generator: np.random.Generator, inputs: int, outputs: int) -> tuple[RealNetwork, Network]:
+def quantized_pair(
+    generator: np.random.Generator, inputs: int, outputs: int, hidden: tuple[int, ...] | None = None
+) -> tuple[RealNetwork, Network]:
     """A dense float network and an integer network that approximates it, coarsely."""
-    sizes = [inputs, *(int(size) for size in generator.integers(2, 5, size=int(generator.integers(1, 3)))), outputs]
+    hidden = hidden or tuple(generator.integers(2, 5, size=int(generator.integers(1, 3))).tolist())
+    sizes = [inputs, *hidden, outputs]
     scale, zero = 1.0 / 16, int(generator.integers(0, 3))
     left: list[RealNode] = [RealInput("x", (inputs,))]
     right: list[Node] = [Input("x", (inputs,), 0, 7)]

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qertify.bounds.difference_range import LINK_PARTS, linked_difference, value_difference
+from qertify.bounds.difference_range import LINK_PARTS, linked_difference, rounding_range, value_difference
 from qertify.bounds.dual import Domains, prove
 from qertify.bounds.first_order import FirstOrder
-from qertify.bounds.forms import Bounds, DenseForms, Forms, Mixture, OutputRows, Value
+from qertify.bounds.forms import Bounds, Coupling, DenseForms, Forms, Mixture, OutputRows, Value
 from qertify.bounds.input_relation import InputRelation
 from qertify.bounds.interior_point import Following, initial_multipliers
 from qertify.bounds.operator_forms import OperatorForms
@@ -137,31 +137,57 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
     wanted = [left.unsettled(pair.left, *bounds[0]), varies[1], varies[0] | varies[1]]
     _tighten(forms, mixtures, bounds, wanted, late)
-    ends = np.stack([factor * bounds[1][0], factor * bounds[1][1]])
-    implied = np.floor((ends.min(0) + bounds[2][0]) / up), np.ceil((ends.max(0) + bounds[2][1]) / up)
-    bounds[0] = _meet(bounds[0], implied)
+    _imply(bounds, factor, up)
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
     value, code = left.activate(pair.left, *bounds[0]), right.activate(pair.right, *bounds[1])
     scale = np.round(pair.value_scale * 2.0**apart.bits)
     raised = bounds[0][0] * up, bounds[0][1] * up
-    shifts = value_difference(left, right, pair, raised, bounds[1], bounds[2], factor, scale, up)
-    both = varies[0] & varies[1]
-    if right.steps(pair.right)[0].upper is not None or not both.any():
+    if right.steps(pair.right)[0].upper is not None:
         return
     raise_ = 2.0 ** (apart.bits - value.bits)
+    both = varies[0] & varies[1]
+    shifts = value_difference(left, right, pair, raised, bounds[1], bounds[2], factor, scale, up)
     shift = Mixture(((value, raise_ * one), (code, -scale * one)), apart.bits)
-    elements = np.flatnonzero(both)
-    forms.add_rows(shift, elements, shifts[0][both], shifts[1][both], value if isinstance(left, RealSide) else None)
-    unsettled = np.flatnonzero(both & left.unsettled(pair.left, *bounds[0]))
-    if isinstance(left, QuantizedSide) or not unsettled.size:
+    if both.any():
+        follows = value if isinstance(left, RealSide) else None
+        forms.add_rows(shift, np.flatnonzero(both), shifts[0][both], shifts[1][both], follows)
+    if isinstance(left, QuantizedSide):
         return
+    unsettled = left.unsettled(pair.left, *bounds[0])
+    bent = varies[1] & right.bends(pair.right, *bounds[1])
     width = np.maximum(bounds[2][1] - bounds[2][0], 1)
     for takes, end in ((1, np.maximum(bounds[2][1], 0)), (-1, np.maximum(-bounds[2][0], 0))):
         share = np.clip(np.round(LINK_PARTS * end / width), 0, LINK_PARTS)
-        low, high = linked_difference(right, pair, bounds[1], bounds[2], factor, scale, share)
+        low, high = linked_difference(right, pair, raised, bounds[1], bounds[2], factor, scale, share)
         parts = ((value, LINK_PARTS * raise_ * one), (code, -LINK_PARTS * scale * one))
         linked = Mixture((*parts, (own, -share * up), (other, share * factor)), apart.bits)
-        forms.add_rows(linked, unsettled, low[unsettled], high[unsettled], value, takes)
+        for follows, chosen in ((value, unsettled), (code, bent & ~unsettled)):
+            if (elements := np.flatnonzero(chosen)).size:
+                forms.add_rows(linked, elements, low[elements], high[elements], follows, takes)
+    elements = np.flatnonzero(varies[0] | varies[1])
+    twist = Mixture(((value, 2 * raise_ * one), (code, -2 * scale * one), (own, -up * one), (other, factor)), apart.bits)
+    reach = np.maximum(np.abs(bounds[2][0]), np.abs(bounds[2][1]))
+    open_ = unsettled | bent
+    low, high = rounding_range(right, pair, bounds[1], factor, scale, open_)
+    forms.note(
+        Coupling(
+            value, code, apart, twist, Mixture(((other, factor),), 0), elements,
+            unsettled[elements], open_[elements], reach[elements], low[elements], high[elements], raise_, float(scale),
+        )
+    )  # fmt: skip
+
+
+def _imply(bounds: list[Bounds], factor: FloatArray, up: float) -> None:
+    """What the ranges of two accumulators and of their difference, up·z − factor·ẑ, say about those of z and ẑ, in place."""
+    ends = np.stack([factor * bounds[1][0], factor * bounds[1][1]])
+    implied = np.floor((ends.min(0) + bounds[2][0]) / up), np.ceil((ends.max(0) + bounds[2][1]) / up)
+    bounds[0] = _meet(bounds[0], implied)
+    ends = np.stack([bounds[0][0] * up - bounds[2][1], bounds[0][1] * up - bounds[2][0]]) / np.where(
+        factor == 0, np.nan, factor
+    )
+    wider = np.abs(ends) * 2.0**-50 + 2.0**-50  # the quotients are rounded
+    low, high = np.ceil((ends - wider).min(0)), np.floor((ends + wider).max(0))
+    bounds[1] = np.fmax(bounds[1][0], low), np.fmin(bounds[1][1], high)
 
 
 def _tighten(

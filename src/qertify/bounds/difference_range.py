@@ -29,25 +29,50 @@ def _levels(right: QuantizedSide, pair: Pair, other: Bounds) -> Iterator[tuple[F
 
 
 def linked_difference(
-    right: QuantizedSide, pair: Pair, other: Bounds, apart: Bounds, factor: FloatArray, scale: float, share: FloatArray
+    right: QuantizedSide,
+    pair: Pair,
+    own: Bounds,
+    other: Bounds,
+    apart: Bounds,
+    factor: FloatArray,
+    scale: float,
+    share: FloatArray,
 ) -> Bounds:
     """The range of parts·(rectifier − scale·right value) − share·D, D the difference of the accumulators, 0 ≤ share ≤ parts.
 
-    With z = D + factor·ẑ the rectifier is convex in D and in ẑ: the greatest value is at a corner, the least one at the
-    least factor·ẑ and an end or the kink of D.
+    With z = D + factor·ẑ, which lies in the range ``own``, the rectifier grows with ẑ: the greatest value is at the greatest
+    factor·ẑ, the least one at the least, each at an end of D or where z is at an end of its range or at the kink.
     """
     least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
     for level, low, high, possible in _levels(right, pair, other):
         ends = np.stack([factor * low, factor * high])
-        below, above = ends.min(0), ends.max(0)
+        below, above = np.maximum(ends.min(0), own[0] - apart[1]), np.minimum(ends.max(0), own[1] - apart[0])
+        first, last = np.maximum(apart[0], own[0] - above), np.minimum(apart[1], own[1] - below)
+        possible = possible & (below <= above) & (first <= last)
         offset = LINK_PARTS * scale * level
-        for difference in (apart[0], apart[1], np.clip(-below, apart[0], apart[1])):
-            value = LINK_PARTS * np.maximum(difference + below, 0) - share * difference - offset
-            least = np.where(possible, np.minimum(least, value), least)
-        for difference in apart:
-            value = LINK_PARTS * np.maximum(difference + above, 0) - share * difference - offset
-            greatest = np.where(possible, np.maximum(greatest, value), greatest)
-    return least, greatest
+
+        def at(difference: FloatArray, end: FloatArray, offset: FloatArray = offset) -> FloatArray:
+            value = np.maximum(np.clip(difference + end, own[0], own[1]), 0)
+            return LINK_PARTS * value - share * difference - offset
+
+        for corner in (first, last, -below, own[0] - below, own[1] - below):
+            least = np.where(possible, np.minimum(least, at(np.clip(corner, first, last), below)), least)
+        for corner in (first, last, -above, own[0] - above, own[1] - above):
+            greatest = np.where(possible, np.maximum(greatest, at(np.clip(corner, first, last), above)), greatest)
+    return _sane(least, greatest)
+
+
+def rounding_range(
+    right: QuantizedSide, pair: Pair, other: Bounds, factor: FloatArray, scale: float, rectified: BoolArray
+) -> Bounds:
+    """The range of factor·ẑ, rectified or not, less scale·right value."""
+    least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
+    for level, low, high, possible in _levels(right, pair, other):
+        ends = np.stack([factor * low, factor * high])
+        ends = np.where(rectified, np.maximum(ends, 0), ends) - scale * level
+        least = np.where(possible, np.minimum(least, ends.min(0)), least)
+        greatest = np.where(possible, np.maximum(greatest, ends.max(0)), greatest)
+    return _sane(least, greatest)
 
 
 def value_difference(
@@ -72,5 +97,9 @@ def value_difference(
         value_low, value_high = left.value_range(pair.left, own_low, own_high, up)
         least = np.where(possible, np.minimum(least, value_low - scale * level), least)
         greatest = np.where(possible, np.maximum(greatest, value_high - scale * level), greatest)
+    return _sane(least, greatest)
+
+
+def _sane(least: FloatArray, greatest: FloatArray) -> Bounds:
     empty = least > greatest  # can't be on a box that is not empty; leaves the row without force
     return np.where(empty, -EXACT_FORM, least), np.where(empty, EXACT_FORM, greatest)

@@ -126,7 +126,7 @@ def _magnitude(builder: Builder, value: RealForm) -> int:
     return frexp(float(value.gross(builder).max(initial=0.0)))[1]
 
 
-def _with_bits(builder: Builder, value: RealForm, bits: int) -> RealForm:
+def with_bits(builder: Builder, value: RealForm, bits: int) -> RealForm:
     """The value with another number of fractional bits; fewer ones are rounded to, at the cost of slack."""
     if bits >= value.bits:
         return value.raised(bits)
@@ -141,14 +141,14 @@ def _with_bits(builder: Builder, value: RealForm, bits: int) -> RealForm:
 def compact(builder: Builder, value: RealForm, wanted: int = COMPACT_BITS) -> RealForm:
     """The value with fewer fractional bits where it has so many that products might not fit."""
     surplus = _magnitude(builder, value) - wanted
-    return value if surplus <= 0 else _with_bits(builder, value, value.bits - surplus)
+    return value if surplus <= 0 else with_bits(builder, value, value.bits - surplus)
 
 
 def _aligned(builder: Builder, values: list[RealForm]) -> list[RealForm]:
     """The values with one common number of fractional bits, as many as one of them has if the sums still fit."""
     room = min(value.bits + SUM_BITS - _magnitude(builder, value) for value in values)
     bits = min(max(value.bits for value in values), room)
-    return [_with_bits(builder, value, bits) for value in values]
+    return [with_bits(builder, value, bits) for value in values]
 
 
 RealMap = RealDense | RealConvolution | RealAverage | RealScale

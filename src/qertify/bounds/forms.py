@@ -12,12 +12,13 @@ from qertify.bounds.builder import Builder
 from qertify.bounds.compile import integer_form
 from qertify.bounds.fixed_point import RealForm, compact, form_range, real_form, rectified
 from qertify.bounds.input_relation import InputRelation, input_terms
+from qertify.bounds.joint_rows import PairForms, add_joint_rows
 from qertify.bounds.program import Program
 from qertify.network.network import Network
 from qertify.network.nodes import Node
 from qertify.network.ranges import Range
 from qertify.network.real import RealNode
-from qertify.network.tensor import FloatArray, IntegerArray
+from qertify.network.tensor import BoolArray, FloatArray, IntegerArray
 from qertify.specification.region import IntegerBox
 
 OUTPUT_BITS = 40
@@ -66,6 +67,32 @@ class JointInput:
 OutputRows = Callable[[Builder, RealForm, FloatArray], tuple[Sequence[RealForm], int]]
 """Makes the rows of interest from the left output and the right output's form, both one-dimensional, in a builder: as forms
 of one element, all with the same number of fractional bits, which it returns too."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coupling:
+    """Paired activations of a real and a quantized network, as far as one of them varies.
+
+    Attributes:
+        value, code: y and ŷ. apart: D, the difference of their accumulators, and twist: 2·(raise·y − scale·ŷ) − D.
+        scaled: factor·ẑ.
+        elements: which ones. unsettled: where y has a kink within reach.
+        open, reach, low, high, raise_, scale: as in `PairForms`.
+    """
+
+    value: Value
+    code: Value
+    apart: Mixture
+    twist: Mixture
+    scaled: Mixture
+    elements: IntegerArray
+    unsettled: BoolArray
+    open: BoolArray
+    reach: FloatArray
+    low: FloatArray
+    high: FloatArray
+    raise_: float
+    scale: float
 
 
 class Forms(Protocol):
@@ -121,6 +148,10 @@ class Forms(Protocol):
         """
         ...
 
+    def note(self, coupling: Coupling) -> None:
+        """Take a pair into account when outputs are added, where that is supported."""
+        ...
+
     def add_outputs(self, left: Value, right: Value, outputs: OutputRows) -> int:
         """The rows of interest, labelled 0, 1, …; returns their fractional bits."""
         ...
@@ -161,6 +192,7 @@ class DenseForms:
 
     def __init__(self, builder: Builder | None = None) -> None:
         self.builder = builder or Builder()
+        self._couplings: list[Coupling] = []
 
     @property
     def units(self) -> int:
@@ -222,6 +254,26 @@ class DenseForms:
         slack = mixture.slack[elements]
         builder.add_rows([None] * elements.size, form, low.astype(np.int64), high.astype(np.int64), slack)
 
+    def note(self, coupling: Coupling) -> None:
+        self._couplings.append(coupling)
+
+    def _rows_of(self, value: Value, elements: IntegerArray) -> IntegerArray:
+        """Where units' values are in forms, 0 for constant ones."""
+        form = _dense(value).flat().form[:, elements].copy()
+        form[0] = 0.5
+        return np.where(form.max(axis=0) == 1, form.argmax(axis=0), 0)
+
+    def _pair_forms(self, pair: Coupling) -> PairForms:
+        own, other = self._rows_of(pair.value, pair.elements), self._rows_of(pair.code, pair.elements)
+        apart, twist = (
+            RealForm(self._mixed(mixture, pair.elements), mixture.slack[pair.elements], mixture.bits)
+            for mixture in (pair.apart, pair.twist)
+        )
+        return PairForms(
+            own, other, np.where(pair.unsettled, own, other), pair.open, apart, twist, self._mixed(pair.scaled, pair.elements),
+            pair.reach, pair.low, pair.high, pair.raise_, pair.scale,
+        )  # fmt: skip
+
     def add_outputs(self, left: Value, right: Value, outputs: OutputRows) -> int:
         builder = self.builder
         own = compact(builder, _dense(left).widened(builder.rows).flat(), OUTPUT_BITS)
@@ -229,7 +281,9 @@ class DenseForms:
         rows = output_mixtures(form_range(builder, own.form), own.bits, form_range(builder, other), outputs)
         form = own.form @ rows.own + other @ rows.other
         form[0] += rows.constant
-        merged = RealForm(form, rows.slack + own.slack @ np.abs(rows.own), rows.bits)
+        if self._couplings:
+            add_joint_rows(builder, form, [self._pair_forms(pair) for pair in self._couplings])
+        merged = RealForm(form, rows.slack + own.slack @ np.abs(rows.own), rows.bits).widened(builder.rows)
         low, high = merged.range(builder)
         builder.add_rows(range(rows.constant.size), merged.form, low.astype(np.int64), high.astype(np.int64), merged.slack)
         return rows.bits

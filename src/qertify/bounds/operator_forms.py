@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from qertify.bounds.fixed_point import Extent
-from qertify.bounds.forms import Bounds, JointInput, Mixture, OutputRows, Value, output_mixtures
+from qertify.bounds.forms import Bounds, Coupling, JointInput, Mixture, OutputRows, Value, output_mixtures
 from qertify.bounds.input_relation import InputRelation, input_terms
 from qertify.bounds.operate import Lowering
 from qertify.bounds.operate_real import Named, constant, lower_real, rectified
@@ -115,6 +115,9 @@ class OperatorForms:
         place[step.chosen.numpy()] = step.first + np.arange(len(step.chosen))
         following = Followed(followed, torch.from_numpy(elements), float(factor[elements[0]]))
         builder.add_outputs(units, name, size, elements, ends, slack, following, place[elements], takes)
+
+    def note(self, coupling: Coupling) -> None:
+        """Not for operators."""
 
     def add_outputs(self, left: Value, right: Value, outputs: OutputRows) -> int:
         builder, own, other = self.builder, _named(left), _named(right)

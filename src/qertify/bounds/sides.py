@@ -118,6 +118,11 @@ class QuantizedSide:
 
     unsettled = varies
 
+    def bends(self, name: str, low: FloatArray, _high: FloatArray) -> BoolArray:
+        """Which elements of an activation that varies can also be at their least level, as below a rectifier's kink."""
+        node, row = self.steps(name)
+        return step_values(node, row, low) == node.steps.low
+
     def value_range(self, name: str, low: FloatArray, high: FloatArray, up: float) -> Bounds:
         low, high = np.ceil(low / up), np.floor(high / up)
         return step_values(*self.steps(name), low) * up, step_values(*self.steps(name), high) * up

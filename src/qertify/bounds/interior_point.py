@@ -29,6 +29,8 @@ NORMAL_LIMIT = 1 << 24
 """Largest number of entries of the normal matrices of a batch (128 MiB of float64)."""
 UNIT_LIMIT = 3000
 """Most units for which steps are taken; a step takes time in proportion to their cube."""
+HULL = (0, 4, 1, 3, 6, 7)
+"""Those of the `corners` that span the hull of an even staircase, with the least value at 0 and the greatest at 3."""
 STEP_FRACTION = 0.97
 REGULARIZATION = 1e-9
 
@@ -118,34 +120,36 @@ class _Gram:
     """matrix · diag(d) · matrixᵀ for a batch of d.
 
     As long as the table fits, all outer products of the matrix's columns are kept, so that one matrix product gives the
-    triangles of the whole batch: several times faster than scaling the matrix once a domain.
+    triangles of the whole batch: several times faster than scaling the matrix once a domain. ``kind`` is the table's type.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, kind: torch.dtype) -> None:
         rows = torch.nonzero((matrix != 0).any(1))[:, 0]
         columns = torch.nonzero((matrix != 0).any(0))[:, 0]
         self._matrix, self._columns, self._size = matrix[rows][:, columns], columns, matrix.shape[0]
         first, second = torch.tril_indices(len(rows), len(rows), device=matrix.device)
         self._below = rows[first] * self._size + rows[second]
-        self._above = rows[second] * self._size + rows[first]
         self._fits = len(first) * len(columns) <= OUTER_LIMIT
-        self._table = (self._matrix[first] * self._matrix[second]).T.contiguous() if self._fits else self._matrix
+        self._table = (self._matrix[first] * self._matrix[second]).T.to(kind).contiguous() if self._fits else self._matrix
         self._rows = rows
 
     def add_to(self, normal: Tensor, d: Tensor) -> None:
-        """Add to normal, (batch, N, N), in place; d is (batch, columns of the matrix)."""
+        """Add the lower triangle to normal, (batch, N, N), in place; d is (batch, columns of the matrix)."""
         if not self._columns.numel():
             return
         d = d[:, self._columns]
-        flat = normal.view(len(normal), -1)
         if self._fits:
-            triangle = d @ self._table
-            diagonal = self._below == self._above
-            flat[:, self._below] += triangle
-            flat[:, self._above[~diagonal]] += triangle[:, ~diagonal]
+            most = d.amax(1, keepdim=True)
+            triangle = ((d / most).to(self._table.dtype) @ self._table) * most
+            normal.view(len(normal), -1).index_add_(1, self._below, triangle)
         else:
             square = (self._matrix[None] * d[:, None, :]) @ self._matrix.T
             normal[:, self._rows[:, None], self._rows[None, :]] += square
+
+
+def _kind(program: Program) -> torch.dtype:
+    """Of the table: directions need not be exact, single precision is twice as fast; coefficients of reals differ too much."""
+    return torch.float32 if program.divisor is None else torch.float64
 
 
 class _Inputs:
@@ -160,7 +164,7 @@ class _Inputs:
         self._free, self._count = torch.nonzero(free)[:, 0], count
         self.low, self.high = program.input_low[free], program.input_high[free]
         self.matrix = program.input_matrix[:, free]
-        self.gram = _Gram(self.matrix)
+        self.gram = _Gram(self.matrix, _kind(program))
         self._first, self._second = (program.input_matrix[:, column] for column in self._pairs.T)
         none = torch.zeros(0, 8, 2, dtype=torch.float64, device=device)
         self.corners = none if program.coupled_corners is None else program.coupled_corners
@@ -210,6 +214,8 @@ class _Iterate:
     def __init__(self, program: Program, domains: Domains, inputs: _Inputs, values: _Gram) -> None:
         self.program, self.domains, self.inputs, self.value_gram = program, domains, inputs, values
         self.z, self.y = corners(program, domains.low, domains.high)
+        if not bool(program.unevenness.any()):
+            self.z, self.y = self.z[..., list(HULL)], self.y[..., list(HULL)]
         batch, units, corner_count = self.z.shape
         self.multipliers = first_multipliers(program, domains)
         self.linked = bool(program.unit_matrix.any())
@@ -269,11 +275,10 @@ class _Iterate:
         pair_centre = torch.einsum("bmk,mkc->bmc", pair_d, pairs.corners) / pair_total[..., None]
         pairs.add_to(normal, pair_d, pair_centre)
         if self.linked:
-            mixed = units * yz[:, None, :]
-            normal -= mixed + mixed.mT
+            normal -= units * yz[:, None, :]  # below the diagonal, which is all that is factorised
         torch.diagonal(normal, dim1=1, dim2=2).add_(zz)
         scale = torch.diagonal(normal, dim1=1, dim2=2).clamp(min=1e-12).rsqrt()
-        normal = normal * scale[:, :, None] * scale[:, None, :]
+        normal.mul_(scale[:, :, None]).mul_(scale[:, None, :])
         torch.diagonal(normal, dim1=1, dim2=2).add_(REGULARIZATION)
         factor = torch.linalg.cholesky_ex(normal)[0]
 
@@ -326,7 +331,7 @@ class InteriorPoint:
     def __init__(self, program: Program, late: Callable[[], bool] = lambda: False) -> None:
         self._late = late
         self._program = program
-        self._inputs, self._values = _Inputs(program), _Gram(program.unit_matrix)
+        self._inputs, self._values = _Inputs(program), _Gram(program.unit_matrix, _kind(program))
 
     def relax(self, domains: Domains, iterations: int = ITERATIONS, accuracy: float = ACCURACY) -> Relaxation:
         """Search for the best multipliers of a batch of domains, as many at a time as the memory allows.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qertify.bounds.dual import Domains, Proof, prove
 from qertify.bounds.interior_point import InteriorPoint, initial_multipliers
-from qertify.bounds.program import Program
+from qertify.bounds.program import Program, Unit
 
 BATCH = 256
 RETIGHTEN_BATCH = 2048
@@ -59,14 +60,48 @@ Keep = Callable[[int, Tensor, float, Proof, Tensor], None]
 """Gets the proofs of ranges: block, units, sign, the proof, and which rows of it improve a range."""
 
 
-def tighten(program: Program, late: Callable[[], bool] = lambda: False, keep: Keep | None = None) -> Program:
-    """Tighten the root ranges of all units behind the first block with dual bounds, block by block.
+def with_row(program: Program, weights: Tensor, limit: float) -> Program:
+    """A program of matrices with one more unit, the last: weights·z, (N,) integers, of which ``limit`` is the upper end."""
+    reach = weights.abs() @ torch.maximum(program.low.abs(), program.high.abs())
+    count = len(program.units)
+    unit_matrix = program.unit_matrix.new_zeros(count + 1, count + 1)
+    unit_matrix[:count, :count], unit_matrix[count, :count] = program.unit_matrix, weights @ program.unit_matrix
+    more = {
+        "constant": weights @ program.constant,
+        "low": -reach,
+        "high": reach.clamp(max=limit),
+        "first_value": 0,
+        "spacing": 1,
+        "unevenness": 0,
+        "has_value": 0,
+        "equation_size": weights.abs() @ program.equation_size,
+    }
+
+    def longer(name: str, value: Any) -> Tensor:
+        return torch.cat([getattr(program, name), reach.new_tensor([value])])
+
+    parts: dict[str, Any] = {name: longer(name, value) for name, value in more.items()}
+    return replace(
+        program,
+        units=(*program.units, Unit("", -1)),
+        blocks=(*program.blocks[:-1], (program.blocks[-1][0], count + 1)),
+        input_matrix=torch.cat([program.input_matrix, (weights @ program.input_matrix)[None]]),
+        unit_matrix=unit_matrix,
+        thresholds=torch.cat([program.thresholds, torch.full_like(program.thresholds[:1], torch.inf)]),
+        **parts,
+    )
+
+
+def tighten(
+    program: Program, late: Callable[[], bool] = lambda: False, keep: Keep | None = None, first_block: int = 1
+) -> Program:
+    """Tighten the root ranges of all units from a block on with dual bounds, block by block.
 
     The result's accumulator ranges hold on the whole box: each was proved in integers. Once ``late()``, the multipliers at
     hand are used.
     """
     integral = 1 if program.divisor is None else 0  # a margin is rounded up to the next integer, which holds for integers only
-    for start, stop in program.blocks[1:]:
+    for start, stop in program.blocks[first_block:]:
         relaxer = InteriorPoint(program, late)
         chosen = torch.arange(start, stop)
         low, high = program.low.clone(), program.high.clone()

@@ -36,6 +36,7 @@ _STAGES: dict[Method, tuple[stages.Stage, ...]] = {
         stages.align,
         stages.sweep,
         stages.dual_again,
+        turns.narrow_cases,
         turns.search,
         stages.last_resort,
     ),

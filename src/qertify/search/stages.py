@@ -154,7 +154,7 @@ def attack(restarts: int, steps: int, hardened: bool, name: str) -> Callable[[Qu
     return stage
 
 
-def _until(question: Question, most: float, share: float) -> float:
+def share_of_time(question: Question, most: float, share: float) -> float:
     """The time at which so many seconds, or such a part of what is left of the question's, are over."""
     now = time.monotonic()
     return now + (most if question.deadline is None else min(most, (question.deadline - now) * share))
@@ -163,7 +163,7 @@ def _until(question: Question, most: float, share: float) -> float:
 def _harden(question: Question, domains: Domains, points: Tensor, reached: Tensor) -> IntegerArray | None:
     """Go on from points, (cases, count, n), that reach objectives (cases, count), through staircases that harden."""
     assert question.program is not None
-    until = _until(question, ATTACK_SECONDS, ATTACK_SHARE)
+    until = share_of_time(question, ATTACK_SECONDS, ATTACK_SHARE)
     gap = reached.amin(1) - domains.limit
     for cases, paths, steps in HARDENING:
         order = gap.argsort()[:cases]
@@ -187,7 +187,7 @@ def align(question: Question) -> None:
     ready = question.cases and (question.program is not None or compile_cases(question))
     if not ready or (aligned := question.aligned()) is None:
         return
-    found = aligned.search(_until(question, ATTACK_SECONDS, ATTACK_SHARE))
+    found = aligned.search(share_of_time(question, ATTACK_SECONDS, ATTACK_SHARE))
     if found is not None:
         question.decision.counterexample, question.decision.method = found, "attack"
     question.say(f"aligned roundings: {'counterexample' if found is not None else 'none found'}")
@@ -257,7 +257,7 @@ def dual_again(question: Question) -> None:
 
 def _refine(question: Question, program: Program, few: int) -> Program:
     """Tighter ranges of a large network's nodes, and the program that they make; no cases may be left."""
-    until = _until(question, REFINE_SECONDS, REFINE_SHARE)
+    until = share_of_time(question, REFINE_SECONDS, REFINE_SHARE)
 
     def late() -> bool:
         return question.late() or time.monotonic() > until

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qertify.bounds.program import Program
+from qertify.bounds.tighten import tighten, with_row
 from qertify.ilp.engine import EXACT_SOLVER
 from qertify.ilp.model import Status
 from qertify.network.tensor import IntegerArray
@@ -16,6 +21,7 @@ from qertify.parallel.partition import pack
 from qertify.result import Evidence, Reason
 from qertify.search import stages
 from qertify.search.branch_and_bound import BranchAndBound
+from qertify.search.domains import root_domains
 from qertify.search.journal import go_on, search_digest
 from qertify.search.leaf import Closure, LeafAnswer
 from qertify.search.question import Question
@@ -27,6 +33,10 @@ WORK = 1 << 23
 """What a turn of 1 may take: domains times entries of the program's matrices; about a fifth of a second."""
 FIRST_DESCENT = 0.5
 """Seconds of a search before local search may take a part of its time."""
+NARROWINGS, PAYS = 4, 0.97
+"""Most rounds of ranges for a case, and the part of the levels that may be left if there is to be another."""
+NARROWING_SECONDS, NARROWING_SHARE = 5.0, 0.1
+"""Most seconds in which such rounds are begun; or part of the time that is left."""
 LEAST_TURN = 4
 """Fewest domains of a turn."""
 
@@ -45,6 +55,51 @@ def turn(length: int) -> stages.Stage:
         _conclude(question, tree, outcome)
 
     return stage
+
+
+def narrow_cases(question: Question) -> None:
+    """Ranges of all accumulators where a case's inequality holds, for the open domains of that case.
+
+    The inequality becomes a row with its limit as upper end, and every unit is minimised and maximised by the dual, again and
+    again while that pays. Certificates have no place for such ranges.
+    """
+    tree, program = question.tree, question.program
+    if tree is None or program is None or tree.program is not program or question.options.keep_proof or not tree.open:
+        return
+    if program.operators is not None or program.divisor is not None or len(program.units) > stages.TIGHTEN_LIMIT:
+        return
+    until = stages.share_of_time(question, NARROWING_SECONDS, NARROWING_SHARE)
+    open_, ranges = tree.hand_over(), dict[Case, tuple[Tensor, Tensor]]()
+    for case, _ in Counter(item.case for item in open_ if item.case.weights).most_common():
+        if question.late() or time.monotonic() > until:
+            break
+        ranges[case] = narrow_case(program, case, question.late)
+    for item in open_:
+        low, high = ranges.get(item.case, (item.low, item.high))
+        tree.add([replace(item, low=torch.maximum(item.low, low), high=torch.minimum(item.high, high))])
+    question.say(f"ranges under a case's inequality: {len(ranges)} case(s)")
+
+
+def narrow_case(program: Program, case: Case, late: Callable[[], bool] = lambda: False) -> tuple[Tensor, Tensor]:
+    """Bounds of the accumulators, (N,) each, at all violations of a case; the lower one is above where there are none."""
+    domain = root_domains(program, [case])
+    if bool((domain.low > domain.high).any()):
+        return domain.low[0], domain.high[0]
+    inside = replace(program, low=domain.low[0], high=domain.high[0])
+    row = with_row(inside, domain.objective[0], float(domain.limit[0]))
+    width = float(_levels(row))
+    for _ in range(NARROWINGS):
+        row = tighten(row, late, first_block=0)
+        if bool((row.low > row.high).any()) or float(_levels(row)) > PAYS * width:
+            break
+        width = float(_levels(row))
+    return row.low[:-1], row.high[:-1]
+
+
+def _levels(program: Program) -> Tensor:
+    """How many steps all units together can take."""
+    first, last = program.value_range(program.low[None], program.high[None])
+    return (last - first).sum()
 
 
 def search(question: Question) -> None:

@@ -134,9 +134,10 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
     bounds[1] = _meet(bounds[1], right.range(pair.right))
     if isinstance(left, QuantizedSide):
         bounds[0] = _meet(bounds[0], left.range(pair.left))
-    varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
-    wanted = [left.unsettled(pair.left, *bounds[0]), varies[1], varies[0] | varies[1]]
-    _tighten(forms, mixtures, bounds, wanted, late)
+    wanted = left.unsettled(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])
+    for index in (0, 1):
+        bounds[index] = _tighten(forms, mixtures[index], bounds[index], wanted[index], late)
+    bounds[2] = _tighten(forms, mixtures[2], bounds[2], _open(left, right, pair, bounds), late)
     _imply(bounds, factor, up)
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
     value, code = left.activate(pair.left, *bounds[0]), right.activate(pair.right, *bounds[1])
@@ -153,21 +154,19 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
         forms.add_rows(shift, np.flatnonzero(both), shifts[0][both], shifts[1][both], follows)
     if isinstance(left, QuantizedSide):
         return
-    unsettled = left.unsettled(pair.left, *bounds[0])
-    bent = varies[1] & right.bends(pair.right, *bounds[1])
+    unsettled, open_ = left.unsettled(pair.left, *bounds[0]), _open(left, right, pair, bounds)
     width = np.maximum(bounds[2][1] - bounds[2][0], 1)
     for takes, end in ((1, np.maximum(bounds[2][1], 0)), (-1, np.maximum(-bounds[2][0], 0))):
         share = np.clip(np.round(LINK_PARTS * end / width), 0, LINK_PARTS)
         low, high = linked_difference(right, pair, raised, bounds[1], bounds[2], factor, scale, share)
         parts = ((value, LINK_PARTS * raise_ * one), (code, -LINK_PARTS * scale * one))
         linked = Mixture((*parts, (own, -share * up), (other, share * factor)), apart.bits)
-        for follows, chosen in ((value, unsettled), (code, bent & ~unsettled)):
+        for follows, chosen in ((value, unsettled), (code, open_ & ~unsettled)):
             if (elements := np.flatnonzero(chosen)).size:
                 forms.add_rows(linked, elements, low[elements], high[elements], follows, takes)
     elements = np.flatnonzero(varies[0] | varies[1])
     twist = Mixture(((value, 2 * raise_ * one), (code, -2 * scale * one), (own, -up * one), (other, factor)), apart.bits)
     reach = np.maximum(np.abs(bounds[2][0]), np.abs(bounds[2][1]))
-    open_ = unsettled | bent
     low, high = rounding_range(right, pair, bounds[1], factor, scale, open_)
     forms.note(
         Coupling(
@@ -190,26 +189,23 @@ def _imply(bounds: list[Bounds], factor: FloatArray, up: float) -> None:
     bounds[1] = np.fmax(bounds[1][0], low), np.fmin(bounds[1][1], high)
 
 
-def _tighten(
-    forms: Forms,
-    mixtures: Sequence[Mixture],
-    bounds: list[Bounds],
-    wanted: Sequence[BoolArray],
-    late: Callable[[], bool],
-) -> None:
-    """Dual bounds of the wanted elements of several mixtures, in place, if they can be better than intervals."""
-    if not forms.units and forms.knows_differences:
-        return
-    for index, (mixture, chosen) in enumerate(zip(mixtures, wanted, strict=True)):
-        elements = np.flatnonzero(chosen)
-        if not elements.size:
-            continue
-        low, high = (bound.copy() for bound in bounds[index])
-        for part in np.split(elements, range(BATCH, elements.size, BATCH)):
-            if late():
-                return
-            low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, late)
-        bounds[index] = low, high
+def _open(left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, bounds: list[Bounds]) -> BoolArray:
+    """Where a kink is within reach of one of two accumulators; elsewhere their difference is that of the values."""
+    unsettled, varies = left.unsettled(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])
+    return unsettled | varies & (right.bends(pair.right, *bounds[1]) | isinstance(left, QuantizedSide))
+
+
+def _tighten(forms: Forms, mixture: Mixture, bounds: Bounds, wanted: BoolArray, late: Callable[[], bool]) -> Bounds:
+    """Dual bounds of the wanted elements of a mixture, if they can be better than intervals."""
+    elements = np.flatnonzero(wanted)
+    if not elements.size or (not forms.units and forms.knows_differences):
+        return bounds
+    low, high = (bound.copy() for bound in bounds)
+    for part in np.split(elements, range(BATCH, elements.size, BATCH)):
+        if late():
+            break
+        low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, late)
+    return low, high
 
 
 def _tightened(

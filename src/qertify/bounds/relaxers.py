@@ -13,6 +13,8 @@ from qertify.bounds.dual import Domains
 from qertify.bounds.interior_point import Relaxation
 from qertify.bounds.program import Program
 
+FIRST_ORDER_ABOVE = 800
+"""Units of a program of two networks above which an interior-point step takes longer than a whole first-order search."""
 ROOT_ITERATIONS = 25
 """Interior-point steps for bounds that are an answer by themselves."""
 
@@ -24,15 +26,19 @@ class Relaxer(Protocol):
 
 
 def relaxer_of(program: Program, late: Callable[[], bool] = lambda: False) -> Relaxer:
-    """First-order steps where the equations are operators, an interior-point method where they are matrices."""
-    form = interior_point.InteriorPoint if program.operators is None else first_order.FirstOrder
+    """First-order steps where the equations are operators or couple many units, an interior-point method elsewhere."""
+    form = first_order.FirstOrder if _is_large(program) else interior_point.InteriorPoint
     return form(program, late)
+
+
+def _is_large(program: Program) -> bool:
+    return program.operators is not None or (program.follows is not None and len(program.units) > FIRST_ORDER_ABOVE)
 
 
 def batch_of(program: Program) -> int:
     """How many domains are worth bounding together, by the memory that they take."""
     count = max(1, len(program.units))
-    if program.operators is not None:
+    if _is_large(program):
         return max(2, first_order.ENTRIES // count)
     return max(2, interior_point.NORMAL_LIMIT // (2 * count**2))
 

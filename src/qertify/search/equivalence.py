@@ -44,6 +44,8 @@ ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
 ROOT_ACCURACY = 0.01
 ATTACK_SECONDS = 5.0
+RANGES_SHARE = 0.7
+"""Part of the time that is left for ranges of inner differences."""
 FIRST_EXCESS = Fraction(1, 50)
 """Relative distance to what is attained that the first search for the least delta aims at."""
 CLOSE = Fraction(1, 10**6)
@@ -169,7 +171,7 @@ class _Search:
         left = inputs.stand_for(codes).astype(np.float64) if isinstance(query.original, RealNetwork) else codes
         pairs = find_pairs(query.original, query.quantized, left, codes) if coupled else ()
         rows, dense = self._classes if query.top1 else self._differences, self._options.method is Method.ILP or None
-        until = time.monotonic() + self._left() / 2
+        until = time.monotonic() + self._left() * RANGES_SHARE
 
         def late() -> bool:
             return time.monotonic() > until

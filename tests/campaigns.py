@@ -42,8 +42,10 @@ for line in sys.stdin:
 class Question:
     """What the runner needs of a question."""
 
+    pixels = None
+
     def __init__(self, query: RobustnessQuery) -> None:
-        self.query = query
+        self.query, self.given = query, query.centre
 
     def confirm(self, result: Any) -> Any:
         return result

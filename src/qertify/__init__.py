@@ -14,6 +14,7 @@ from qertify._version import __version__
 if TYPE_CHECKING:
     from qertify.campaign.compare import compare as compare
     from qertify.campaign.export import export as export
+    from qertify.campaign.launch import study as study
     from qertify.campaign.records import Campaign as Campaign
     from qertify.campaign.records import Point as Point
     from qertify.campaign.report.write import write_report as write_report
@@ -147,6 +148,7 @@ _EXPORTS: dict[str, str] = {
     "runner": "qertify.runtimes.base:runner",
     "save_certificate": "qertify.certificates.format:save",
     "save_network": "qertify.network.storage:save",
+    "study": "qertify.campaign.launch:study",
     "summarise": "qertify.campaign.summary:summarise",
     "verify": "qertify.queries.robustness:verify",
     "write_report": "qertify.campaign.report.write:write_report",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from qertify.errors import InvalidInputError
 from qertify.network.network import Network
@@ -106,8 +106,26 @@ def read_rows(text: str, network: Network, prepare: Preprocessing | None = None)
     Raises:
         InvalidInputError: unreadable or damaged file, wrong shape, type or range, NaN or fractions, no row.
     """
-    shape = network.input_shape
-    index, picked, is_image = _select(text, shape)
+    return _rows(text, network, *_select(text, network.input_shape), prepare)
+
+
+def given_rows(array: ArrayLike, network: Network, prepare: Preprocessing | None = None) -> Rows:
+    """The same of an array in memory: its rows, or a single one.
+
+    Raises:
+        InvalidInputError: as `read_rows`.
+    """
+    given, shape = np.asarray(array), network.input_shape
+    rows = given[None] if given.size == prod(shape) and _fits(given.shape, shape) else given
+    if rows.ndim == 0 or not len(rows) or not _fits(rows.shape[1:], shape):
+        raise InvalidInputError(f"inputs of shape {given.shape} are no rows of shape {shape}, which the network reads")
+    picked = rows.reshape(len(rows), *shape)
+    return _rows("inputs", network, np.arange(len(rows), dtype=np.int64), picked, False, prepare)
+
+
+def _rows(
+    text: str, network: Network, index: IntegerArray, picked: Array, is_image: bool, prepare: Preprocessing | None
+) -> Rows:
     if prepare is not None:
         pixels = _integers(text, picked)
         if int(pixels.min()) < 0 or int(pixels.max()) > 255:
@@ -196,6 +214,18 @@ def read_labels(text: str, index: IntegerArray) -> IntegerArray:
     if len(index) and int(index.max()) >= len(labels):
         raise InvalidInputError(f"'{text}' holds {len(labels)} labels, but row {index.max()} is asked for")
     return labels[index]
+
+
+def given_labels(array: ArrayLike, count: int) -> IntegerArray:
+    """Labels in memory, int64 (count,).
+
+    Raises:
+        InvalidInputError: not integers, or not one for each of ``count`` rows.
+    """
+    labels = _integers("labels", np.asarray(array))
+    if labels.shape != (count,):
+        raise InvalidInputError(f"labels of shape {labels.shape} for {count} row(s); one integer for each is needed")
+    return labels
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

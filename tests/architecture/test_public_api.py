@@ -74,6 +74,7 @@ PUBLIC = [
     "runner",
     "save_certificate",
     "save_network",
+    "study",
     "summarise",
     "verify",
     "write_report",

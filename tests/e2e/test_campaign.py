@@ -19,6 +19,7 @@ import pytest
 from qertify.campaign.store import open_store
 from qertify.cli.main import run
 from qertify.cli.supervisor import Direct
+from qertify.queries.radius import Span
 from tests.campaigns import verdicts
 from tests.files import comparison_model, model_flags
 
@@ -88,6 +89,44 @@ def test_radius_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert all(exact and refuted == verified + 1 for verified, refuted, exact in found)
 
 
+def test_radius_search_in_real_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fixed-point input is code / 16: the exact radius is the distance of the counterexample."""
+    search = ["campaign", "m.h5", *model_flags(), "--inputs", "x.npy", "--labels", "y.npy", "--search-radius"]
+    status, out, _ = call(capsys, *search, "--radius-unit", "real", "--out", "q.db", "--json")
+    assert status == 0
+    assert call(capsys, *search, "--out", "l.db")[0] == 0
+    with open_store(folder / "q.db") as store, open_store(folder / "l.db") as levels:
+        assert store.campaign.radius_unit == "real"
+        assert levels.campaign.radius_unit == "levels"
+        for real, whole in zip(store.searches(), levels.searches(), strict=True):
+            assert real.result.exact == whole.result.exact
+            assert real.result.misclassified == whole.result.misclassified
+            if whole.result.refuted_radius is not None:
+                at = Fraction(whole.result.refuted_radius, 16)
+                assert real.result.span == Span(at, at, below=True)
+            elif not whole.result.misclassified:
+                assert real.result.span.refuted is None
+    rows = json.loads(out)["radii"]
+    assert 5 < len(rows) <= 20
+    assert [row["robust"] + row["non_robust"] + row["misclassified"] for row in rows] == [5] * len(rows)
+    assert sorted((row["robust"] for row in rows), reverse=True) == [row["robust"] for row in rows]
+    assert call(capsys, "export", "q.db", "--out", "q.csv")[0] == 0
+    with (folder / "q.csv").open(newline="") as file:
+        exported = list(csv.DictReader(file))
+    assert {row["radius_unit"] for row in exported} == {"real"}
+    assert any(row["verified_below"] == row["refuted_at"] != "" for row in exported)
+    assert call(capsys, "compare", "q.db", "q.db")[0] == 0
+    assert call(capsys, "report", "q.db", "--out", "q.html")[0] == 0
+    assert "below" in (folder / "q.html").read_text()
+    status, _, err = call(capsys, *search, "--radius-unit", "real", "--out", "l.db", "--resume")
+    assert (status, "another radius unit" in err) == (2, True)
+    status, _, err = call(capsys, *search, "1/3", "--radius-unit", "real", "--out", "m.db", "--json")
+    assert status == 0
+    with open_store(folder / "m.db") as store:
+        assert store.campaign.search == "1/3"
+        assert all((s.result.span.verified or 0) <= Fraction(1, 3) for s in store.searches())
+
+
 def test_real_inputs_are_replayed_on_the_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -102,7 +141,7 @@ def test_real_inputs_are_replayed_on_the_runtime(
     campaign = ["campaign", "m.onnx", "--inputs", "x.npy", "--timeout", "5", "--out", "r.db"]
     status, _, err = call(capsys, *campaign, "--radius", "1")
     assert (status, "name the unit" in err) == (2, True)
-    assert call(capsys, *campaign, "--radius", "1/100", "1.5", "3", "--search-radius", "20", "--radius-unit", "real")[0] == 0
+    assert call(capsys, *campaign, "--radius", "1/100", "1.5", "3", "--search-radius", "5", "--radius-unit", "real")[0] == 0
     with open_store(tmp_path / "r.db") as store:
         records, searches = list(store.records()), list(store.searches())
         assert store.campaign.radii == ("1/100", "3/2", "3")
@@ -115,6 +154,14 @@ def test_real_inputs_are_replayed_on_the_runtime(
         assert example.replayed_on.startswith("onnxruntime ")
         assert np.abs(np.float32(example.input) - inputs[record.position].reshape(-1)).max() <= Fraction(record.radius)
     assert len(searches) == 3
+    for search in searches:
+        example = search.result.counterexample
+        assert (example is None) == search.result.misclassified
+        if example is not None:
+            assert example.replayed_on.startswith("onnxruntime ")
+            distance = max(abs(Fraction(float(a)) - Fraction(float(b))) for a, b in
+                           zip(np.float32(example.input), inputs[search.position].reshape(-1), strict=True))  # fmt: skip
+            assert distance <= search.result.span.refuted
 
 
 def test_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,10 +217,8 @@ def test_compare(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ([*CAMPAIGN, "text.db", "--resume"], "damaged, or not a results file"),
         ([*CAMPAIGN, "n.db", "--search-radius", "2", "--input-range", "0", "9"], "does not go with --input-range"),
         (["campaign", "m.h5", *model_flags(), "--inputs", "x.npy", "--out", "n.db"], "give --radius or --search-radius"),
-        (
-            [*CAMPAIGN[:-5], "--search-radius", "2", "--radius-unit", "real", "--out", "n.db"],
-            "--search-radius counts levels",
-        ),
+        ([*CAMPAIGN, "n.db", "--search-radius", "1/2"], "a whole number of levels is needed"),
+        ([*CAMPAIGN, "n.db", "--search-radius", "-1"], "--search-radius -1 is negative"),
         (["compare", "r.db", "missing.db"], "no such file"),
         (["export", "r.db", "--out", "r.txt"], "must end with .csv, .parquet, .json"),
         (["export", "text.db", "--out", "r.csv"], "damaged, or not a results file"),

@@ -13,8 +13,9 @@ from typing import Any
 
 from qertify.campaign.records import Campaign, Point
 from qertify.campaign.store import Store
-from qertify.campaign.summary import RadiusInterval, radius_intervals
+from qertify.campaign.summary import spans
 from qertify.errors import InvalidInputError
+from qertify.queries.radius import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,8 @@ def compare(first: Store, second: Store) -> Comparison:
             compared += 1
             if pair[0] != pair[1]:
                 changes.append(Change(before.row, before.label, radius, pair[0], pair[1]))
-    intervals = [_intervals(store, side) for store, side in zip((first, second), points, strict=True)]
-    pairs = [(points[0][key], intervals[0][key], intervals[1][key]) for key in shared]
+    known = [_spans(store, side) for store, side in zip((first, second), points, strict=True)]
+    pairs = [(points[0][key], known[0][key], known[1][key]) for key in shared]
     shifts = [_reach(after) - _reach(before) for _, before, after in pairs]
     same = _same_question(first.campaign, second.campaign)
     return Comparison(
@@ -148,14 +149,14 @@ def transitions(changes: Iterable[Change]) -> dict[str, int]:
     return dict(Counter(f"{change.before} → {change.after}" for change in changes))
 
 
-def _intervals(store: Store, points: Keyed) -> dict[tuple[str, int, int], RadiusInterval]:
-    found = radius_intervals(list(points.values()), list(store.records()), list(store.searches()))
+def _spans(store: Store, points: Keyed) -> dict[tuple[str, int, int], Span]:
+    found = spans(store.campaign, list(points.values()), list(store.records()), list(store.searches()))
     return dict(zip(points, found, strict=True))
 
 
-def _reach(interval: RadiusInterval) -> Fraction:
+def _reach(span: Span) -> Fraction:
     """The largest verified radius; 0 if there is none, which holds for every input classified correctly."""
-    return interval.verified or Fraction(0)
+    return span.verified or Fraction(0)
 
 
 def _same_question(first: Campaign, second: Campaign) -> bool:
@@ -163,9 +164,9 @@ def _same_question(first: Campaign, second: Campaign) -> bool:
     return value(first) == value(second)
 
 
-def _contradictions(point: Point, before: RadiusInterval, after: RadiusInterval) -> list[Contradiction]:
+def _contradictions(point: Point, before: Span, after: Span) -> list[Contradiction]:
     found: list[Contradiction] = []
     for name, proof, refutation in (("first", before, after), ("second", after, before)):
-        if proof.verified is not None and refutation.refuted is not None and refutation.refuted <= proof.verified:
+        if proof.verified is not None and refutation.refuted is not None and proof.proves(refutation.refuted):
             found.append(Contradiction(point.row, point.label, str(proof.verified), str(refutation.refuted), name))
     return found

@@ -15,12 +15,15 @@ from qertify.campaign.agreement import agreement
 from qertify.campaign.store import Store
 from qertify.campaign.summary import summarise
 from qertify.errors import InvalidInputError, MissingExtraError, StoreError
+from qertify.queries.real_radius import RealRadiusResult
 
 Rows = list[dict[str, Any]]
 
 
 def table(store: Store) -> Rows:
-    """One row an answer. A radius search has no ``radius`` but ``verified_radius`` and ``refuted_radius``."""
+    """One row an answer. A radius search has no ``radius`` but ``verified_radius`` and ``refuted_radius``; one for real radii,
+    whose ends these are rounded apart, also the exact ``verified_below`` and ``refuted_at``.
+    """
     if store.campaign.comparison is not None:
         return _compared(store)
     points = {point.position: point for point in store.points()}
@@ -38,6 +41,8 @@ def table(store: Store) -> Rows:
                 "evidence": None if result.evidence is None else result.evidence.value,
                 "verified_radius": None,
                 "refuted_radius": None,
+                "verified_below": None,
+                "refuted_at": None,
                 "method": result.method,
                 "nodes": result.nodes,
                 "seconds": result.seconds,
@@ -57,12 +62,14 @@ def table(store: Store) -> Rows:
             | {
                 "kind": "radius",
                 "radius": None,
-                "radius_unit": "levels",
+                "radius_unit": result.radius_unit,
                 "verdict": "exact" if result.exact else "interval",
                 "reason": None if result.reason is None else result.reason.value,
                 "evidence": None,
                 "verified_radius": result.verified_radius,
                 "refuted_radius": result.refuted_radius,
+                "verified_below": result.verified_below if isinstance(result, RealRadiusResult) else None,
+                "refuted_at": result.refuted_at if isinstance(result, RealRadiusResult) else None,
                 "method": result.method,
                 "nodes": result.nodes,
                 "seconds": result.seconds,

@@ -9,6 +9,7 @@ from typing import Any
 from qertify.network.tensor import IntegerArray
 from qertify.queries.equivalence import EquivalenceResult
 from qertify.queries.radius import RadiusResult
+from qertify.queries.real_radius import RealRadiusResult
 from qertify.result import Result
 
 
@@ -42,8 +43,9 @@ class Campaign:
         model_file: name of the model file, without its folder.
         options: of each question and of the import, plain data.
         radii: exact rationals as text, ascending.
-        radius_unit: of ``radii``.
-        search: largest radius of a radius search in levels, "all" for the whole valid range, None for no search.
+        radius_unit: of ``radii`` and of a radius search.
+        search: largest radius of a radius search, an exact rational as text where the unit is "real"; "all" for no limit, None
+            for no search.
         inputs, labels: as named on the command line.
         labelled: whether labels were given; otherwise the predicted class stands for the label.
         input_shape, input_low, input_high: of the input codes.
@@ -144,7 +146,7 @@ class Search:
     """The answer of a radius search for one input."""
 
     position: int
-    result: RadiusResult
+    result: RadiusResult | RealRadiusResult
     attempts: int = 1
 
 

@@ -22,10 +22,13 @@ from qertify.options import Options
 from qertify.parallel.executor import Executor, LostError, Message
 from qertify.queries.pieces import answer_piece, handed_from, question_piece, search_piece
 from qertify.queries.radius import RadiusResult
+from qertify.queries.real_radius import RealRadiusResult, radius_result
 from qertify.queries.robustness import RobustnessQuery, describe_region
 from qertify.result import Result, Verdict
+from qertify.specification.pixels import PixelBox
+from qertify.specification.units import Unit
 
-Answer = TypeVar("Answer", Result, RadiusResult)
+Answer = TypeVar("Answer", bound=Result | RadiusResult | RealRadiusResult)
 
 
 class Posed(Protocol):
@@ -36,13 +39,23 @@ class Posed(Protocol):
         """In integers."""
         ...
 
+    @property
+    def given(self) -> np.ndarray:
+        """The input as the model reads it."""
+        ...
+
+    @property
+    def pixels(self) -> PixelBox | None:
+        """The input as an image, if radii are pixel steps of images."""
+        ...
+
     def confirm(self, result: Answer) -> Answer:
         """Replay a counterexample on the runtime itself, if there is one."""
         ...
 
 
 Poser = Callable[[int, Fraction | None], Posed]
-"""(position, radius) → question; radius None stands for the input alone, in levels."""
+"""(position, radius) → question; radius None stands for the input alone."""
 
 
 @dataclass(slots=True)
@@ -94,7 +107,8 @@ class RobustnessStudy:
 
     def piece(self, task: Task) -> Message:
         if task.radius is None:
-            return search_piece(self._pose(task.position, None).query, self._largest())
+            posed = self._pose(task.position, None)
+            return search_piece(posed.query, Unit(self._store.campaign.radius_unit), self._largest(), posed.given, posed.pixels)
         piece = question_piece(self._pose(task.position, Fraction(task.radius)).query)
         return piece | {"open": StoreJournal(self._store, task).handed()}
 
@@ -106,19 +120,28 @@ class RobustnessStudy:
     def keep(self, task: Task, open_: Message) -> None:
         StoreJournal(self._store, task).take(handed_from(open_, None))
 
-    def _largest(self) -> int | None:
+    def _largest(self) -> Fraction | None:
         """Where a radius search ends."""
         search = self._store.campaign.search
-        return None if search == "all" else int(search or 0)
+        return None if search == "all" else Fraction(search or 0)
 
     def lost(self, task: Task, lost: LostError) -> Message:
         point, campaign = self._lines[task.position].point, self._store.campaign
         method, seconds = self._options.method.value, lost.seconds
         if task.radius is None:
-            found: Result | RadiusResult = RadiusResult(
-                campaign.model_digest, campaign.runtime_profile, point.label, point.predicted, None, None, False, seconds,
-                method, lost.reason, campaign.target, campaign.ties, self._largest(),
-            )  # fmt: skip
+            largest = self._largest()
+            known: dict[str, Any] = {
+                "model_digest": campaign.model_digest, "runtime_profile": campaign.runtime_profile, "label": point.label,
+                "predicted": point.predicted, "verified_radius": None, "refuted_radius": None, "exact": False,
+                "seconds": seconds, "method": method, "reason": lost.reason, "target": campaign.target, "ties": campaign.ties,
+                "radius_unit": campaign.radius_unit,
+            }  # fmt: skip
+            found: Result | RadiusResult | RealRadiusResult
+            if campaign.radius_unit == Unit.REAL.value:
+                end = None if largest is None else str(largest)
+                found = RealRadiusResult(**known, verified_below=None, refuted_at=None, max_radius=end)
+            else:
+                found = RadiusResult(**known, max_radius=None if largest is None else int(largest))
         else:
             query = self._pose(task.position, Fraction(task.radius)).query
             found = Result(
@@ -131,7 +154,7 @@ class RobustnessStudy:
     def settle(self, task: Task, data: dict[str, Any], attempts: int) -> None:
         line = self._lines[task.position]
         if task.radius is None:
-            found = self._pose(task.position, None).confirm(RadiusResult.from_json(data))
+            found = self._pose(task.position, None).confirm(radius_result(data))
             self._store.add_search(Search(task.position, found, attempts))
             line.search = False
             self.done += 1

@@ -21,11 +21,14 @@ import numpy as np
 from qertify.campaign.records import Campaign, Compared, Comparison, Point, Record, Search
 from qertify.errors import StoreError
 from qertify.queries.equivalence import EquivalenceResult
-from qertify.queries.radius import RadiusResult
+from qertify.queries.real_radius import radius_result
 from qertify.result import Result
 
-SCHEMA_VERSION, FIRST_VERSION = 2, 1
-"""Of the files that are written, and the oldest that can be read, and then continued: it knows no comparisons."""
+SCHEMA_VERSION, FIRST_VERSION = 3, 1
+"""Of the files that are written, and the oldest that can be read, and then continued: it knows no comparisons.
+
+Version 2 searches for radii in levels only, whatever the unit of the others.
+"""
 APPLICATION_ID = 0x71657274
 """Says in the file's header that it is one of ours: "qert"."""
 TABLES = """
@@ -146,7 +149,7 @@ class Store:
         """All answers of radius searches, by input."""
         for position, attempts, text in self._rows("SELECT position, attempts, result FROM searches ORDER BY position"):
             with file_errors(self.path):
-                search = Search(position, RadiusResult.from_json(json.loads(text)), attempts)
+                search = Search(position, radius_result(json.loads(text)), attempts)
             yield search
 
     def compared(self) -> Iterator[Compared]:
@@ -256,6 +259,8 @@ def resume_store(path: Path, campaign: Campaign, points: list[Point]) -> Store:
         stored = [(point.sha256, point.label) for point in store.points()]
         if stored != [(point.sha256, point.label) for point in points]:
             differences.append("other inputs or labels")
+        if any(search.result.radius_unit != store.campaign.radius_unit for search in store.searches()):
+            differences.append("a radius search in another unit")
         if differences:
             raise StoreError(f"{path}: holds another campaign: {', '.join(differences)}; nothing was changed")
         with file_errors(path, writing=True):

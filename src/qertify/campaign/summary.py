@@ -6,11 +6,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from math import ceil, floor, log10
 from typing import Any
 
 from qertify.campaign.records import Campaign, Point, Record, Search
 from qertify.campaign.store import Store
+from qertify.queries.radius import RadiusResult, Span
+from qertify.queries.real_radius import RealRadiusResult
 from qertify.result import Verdict
+from qertify.specification.units import Unit
+
+STEPS = 20
+"""Most round radii at which searches for real radii are counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +67,6 @@ class OfClass:
 
 
 @dataclass(frozen=True, slots=True)
-class RadiusInterval:
-    """What is known about the largest robust radius of one input.
-
-    Attributes:
-        verified: proved at this radius, None if at none.
-        refuted: refuted at this one, None if at none.
-    """
-
-    position: int
-    verified: Fraction | None
-    refuted: Fraction | None
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """All of it; see `summarise`.
 
@@ -84,6 +77,7 @@ class Summary:
         seconds: of all questions together.
         radii: one entry a radius, ascending.
         reasons: why answers are unknown.
+        spans: what is known of the radii of each input, in order.
     """
 
     inputs: int
@@ -95,11 +89,11 @@ class Summary:
     radii: tuple[AtRadius, ...]
     classes: tuple[OfClass, ...]
     reasons: dict[str, int]
-    intervals: tuple[RadiusInterval, ...]
+    spans: tuple[Span, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, without the intervals."""
-        data = {name: value for name, value in asdict(self).items() if name != "intervals"}
+        """Plain data, without the spans."""
+        data = {name: value for name, value in asdict(self).items() if name != "spans"}
         for entry, row in zip(data["radii"], self.radii, strict=True):
             entry["certified"] = list(row.certified)
         data["clean_accuracy"] = None if self.correct is None else self.correct / self.inputs
@@ -117,11 +111,11 @@ def summarise(store: Store) -> Summary:
 
 def summarise_rows(campaign: Campaign, points: list[Point], records: list[Record], searches: list[Search]) -> Summary:
     """As `summarise`, from what was read."""
-    intervals = radius_intervals(points, records, searches)
     if campaign.radii:
         radii = tuple(_at_radius(radius, points, records) for radius in campaign.radii)
     else:
-        radii = _from_searches(points, searches)
+        found = [(search.result, search.result.span) for search in searches]
+        radii = tuple(_found_at(radius, len(points), found) for radius in _round_radii(campaign, [span for _, span in found]))
     asked = len(points) * (len(campaign.radii) + (campaign.search is not None))
     answers = len(records) + len(searches)
     unknown = [r.result.reason for r in records] + [s.result.reason for s in searches]
@@ -135,7 +129,7 @@ def summarise_rows(campaign: Campaign, points: list[Point], records: list[Record
         radii=radii,
         classes=_classes(campaign, points, records, searches),
         reasons=dict(Counter(reason.value for reason in unknown if reason is not None)),
-        intervals=intervals,
+        spans=spans(campaign, points, records, searches),
     )
 
 
@@ -151,58 +145,58 @@ def _at_radius(radius: str, points: list[Point], records: Iterable[Record]) -> A
     )
 
 
-def _from_searches(points: list[Point], searches: list[Search]) -> tuple[AtRadius, ...]:
-    """Counts at every radius from 1 to the largest one that matters, from the intervals that searches found."""
-    known = [s.result.verified_radius for s in searches] + [s.result.refuted_radius for s in searches]
-    rows: list[AtRadius] = []
-    for radius in range(1, max((value for value in known if value is not None), default=0) + 1):
-        counts: Counter[str] = Counter()
-        for result in (search.result for search in searches):
-            if result.verified_radius is not None and result.verified_radius >= radius:
-                counts["robust"] += 1
-            elif result.refuted_radius is not None and result.refuted_radius <= radius:
-                counts["non_robust"] += 1
-            elif result.verified_radius is None and result.reason is None:
-                counts["misclassified"] += 1
-            elif result.verified_radius is not None and result.verified_radius == result.max_radius:
-                counts["open"] += 1
-            else:
-                counts["unknown"] += 1
-        counts["open"] += len(points) - sum(counts.values())
-        rows.append(
-            AtRadius(str(radius), *(counts[name] for name in ("robust", "non_robust", "misclassified", "unknown", "open")))
-        )
-    return tuple(rows)
+def _round_radii(campaign: Campaign, known: Iterable[Span]) -> list[str]:
+    """Radii at which the outcome of searches is counted: all whole ones up to the largest that matters, or round ones."""
+    largest = max((end for span in known for end in (span.verified, span.refuted) if end is not None), default=Fraction(0))
+    if campaign.radius_unit != Unit.REAL.value or not largest:
+        return [str(radius) for radius in range(1, ceil(largest) + 1)]
+    power = floor(log10(largest / STEPS))
+    step = next(
+        size for at in (power, power + 1) for size in (f"1e{at}", f"2e{at}", f"5e{at}") if Fraction(size) * STEPS >= largest
+    )
+    return [f"{float(Fraction(step) * count):.12g}" for count in range(1, ceil(largest / Fraction(step)) + 1)]
 
 
-def radius_intervals(points: list[Point], records: list[Record], searches: list[Search]) -> tuple[RadiusInterval, ...]:
-    """For each input, the largest radius proved and the smallest one refuted; misclassified counts as refuted at 0."""
-    verified: dict[int, Fraction] = {}
-    refuted: dict[int, Fraction] = {}
-    found: list[tuple[int, Fraction | None, Fraction | None]] = []
-    for record in records:
-        radius = Fraction(record.radius)
-        match record.result.verdict:
-            case Verdict.ROBUST:
-                found.append((record.position, radius, None))
-            case Verdict.NON_ROBUST:
-                found.append((record.position, None, radius))
-            case Verdict.MISCLASSIFIED:
-                found.append((record.position, None, Fraction(0)))
-            case Verdict.UNKNOWN:
-                pass
-    for search in searches:
-        result = search.result
-        wrong = result.verified_radius is None and result.reason is None
-        low = None if result.verified_radius is None else Fraction(result.verified_radius)
-        high = Fraction(0) if wrong else None if result.refuted_radius is None else Fraction(result.refuted_radius)
-        found.append((search.position, low, high))
-    for position, low, high in found:
-        if low is not None:
-            verified[position] = max(low, verified.get(position, low))
-        if high is not None:
-            refuted[position] = min(high, refuted.get(position, high))
-    return tuple(RadiusInterval(p.position, verified.get(p.position), refuted.get(p.position)) for p in points)
+def _found_at(radius: str, inputs: int, found: list[tuple[RadiusResult | RealRadiusResult, Span]]) -> AtRadius:
+    """Counts at one radius, from what searches found."""
+    counts, asked = Counter[str](), Fraction(radius)
+    for result, span in found:
+        end = result.max_radius
+        if result.misclassified:
+            counts["misclassified"] += 1
+        elif span.proves(asked) or (result.exact and span.refuted is None and end is None):
+            counts["robust"] += 1
+        elif span.refutes(asked):
+            counts["non_robust"] += 1
+        elif end is not None and span.proves(Fraction(end)):
+            counts["open"] += 1
+        else:
+            counts["unknown"] += 1
+    counts["open"] += inputs - sum(counts.values())
+    return AtRadius(radius, *(counts[name] for name in ("robust", "non_robust", "misclassified", "unknown", "open")))
+
+
+def spans(campaign: Campaign, points: list[Point], records: list[Record], searches: list[Search]) -> tuple[Span, ...]:
+    """What all answers about each input say together of its radii."""
+    found: dict[int, Span] = {}
+    said = [(record.position, _span(record)) for record in records]
+    # files of earlier versions may hold searches in levels beside radii in another unit
+    said += [(s.position, s.result.span) for s in searches if s.result.radius_unit == campaign.radius_unit]
+    for position, span in said:
+        found[position] = span.joined(found.get(position, Span()))
+    return tuple(found.get(point.position, Span()) for point in points)
+
+
+def _span(record: Record) -> Span:
+    match record.result.verdict:
+        case Verdict.ROBUST:
+            return Span(Fraction(record.radius))
+        case Verdict.NON_ROBUST:
+            return Span(refuted=Fraction(record.radius))
+        case Verdict.MISCLASSIFIED:
+            return Span(refuted=Fraction(0))
+        case Verdict.UNKNOWN:
+            return Span()
 
 
 def _classes(campaign: Campaign, points: list[Point], records: list[Record], searches: list[Search]) -> tuple[OfClass, ...]:

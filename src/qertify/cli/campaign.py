@@ -8,17 +8,15 @@ import re
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from fractions import Fraction
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from qertify._version import __version__
 from qertify.cli.common import check_writable, say
 from qertify.cli.flags import (
     ComparisonFlags,
@@ -27,7 +25,6 @@ from qertify.cli.flags import (
     InputRangeOption,
     InputsOption,
     JsonOption,
-    LabelFlags,
     ModelArgument,
     ModelFlags,
     PixelFlags,
@@ -40,26 +37,19 @@ from qertify.cli.flags import (
     with_flags,
 )
 from qertify.cli.supervisor import Channel
-from qertify.cli.workers import sharing
 from qertify.errors import InvalidInputError
-from qertify.options import Options
 from qertify.specification.property import Ties
-from qertify.specification.units import Unit, parse_rational
+from qertify.specification.units import parse_rational
 
 if TYPE_CHECKING:
     from qertify.campaign.agreement import Agreement
-    from qertify.campaign.records import Campaign, Point
-    from qertify.campaign.robustness import Poser
     from qertify.campaign.runner import Progress
     from qertify.campaign.summary import Summary
     from qertify.inputs import Rows
-    from qertify.network.network import Network
     from qertify.network.tensor import IntegerArray
 
 WHOLE = "all"
-"""A radius search over the whole valid range."""
-CHUNK = 1024
-"""Rows evaluated at once."""
+"""A radius search without a limit."""
 EVERY = 10.0
 """Seconds between lines of progress where there is no terminal."""
 _NUMBER = re.compile(r"[+-]?\.?\d[\d./eE+-]*", re.ASCII)
@@ -85,7 +75,7 @@ def _spelt_out(arguments: list[str]) -> list[str]:
             several = argument if argument in ("--radius", "--delta") else ""
         found.append(argument)
         following = arguments[position + 1 : position + 2]
-        if argument == "--search-radius" and not (following and re.fullmatch(rf"-?\d+|{WHOLE}", following[0])):
+        if argument == "--search-radius" and not (following and re.fullmatch(rf"{_NUMBER.pattern}|{WHOLE}", following[0])):
             found.append(WHOLE)
     return found
 
@@ -102,7 +92,7 @@ def campaign_command(
     ] = None,
     search_radius: Annotated[
         str | None,
-        typer.Option(metavar="[MAX]", help="Find each input's largest radius, up to MAX levels.", show_default=False),
+        typer.Option(metavar="[MAX]", help="Find each input's largest radius, up to MAX.", show_default=False),
     ] = None,
     original: Annotated[
         Path | None,
@@ -139,18 +129,18 @@ def campaign_command(
     place = workers.place()
     if budget is not None and not (math.isfinite(budget) and budget > 0):
         raise InvalidInputError(f"budget {budget} must be a positive number of seconds")
-    spelt = _radii(radius or [])
-    search = _search(search_radius)
     if original is None and (delta or asked != ComparisonFlags()):
         raise InvalidInputError("questions about two models need the other one: --float FLOAT_MODEL")
-    if original is not None and (labels, target, search, pixels, ties) != (None, None, None, PixelFlags(), Ties.FIRST):
+    if original is not None and (labels, target, search_radius, pixels, ties) != (None, None, None, PixelFlags(), Ties.FIRST):
         raise InvalidInputError("--float does not go with --labels, --target, --ties, --search-radius, --mean and --std")
-    if not spelt and search is None:
+    if not radius and search_radius is None:
         raise InvalidInputError("give --radius or --search-radius" if original is None else "give --radius")
-    if search is not None and not spelt and radius_unit is Unit.REAL:
-        raise InvalidInputError("--radius-unit real goes with --radius; --search-radius counts levels")
-    if search is not None and input_range is not None:
-        raise InvalidInputError("--search-radius looks at the whole valid range, so it does not go with --input-range")
+    from qertify.campaign.launch import Asked, describe, options_kept, require_asked
+
+    spelt = _radii(radius or [])
+    asked_ = Asked(spelt, search_radius, radius_unit, input_range, target, ties)
+    require_asked(asked_)
+    kept = {"mean": pixels.mean, "std": pixels.std}
     check_writable(out, ".db", "--out")
     if out.exists() and not resume and out.stat().st_size:
         raise InvalidInputError(f"{out}: exists already; --resume continues it")
@@ -160,62 +150,35 @@ def campaign_command(
 
         asked.check(len(delta or []))
         options = replace(options, coupled=asked.coupled)
-        describe = partial(
-            _describe, model, radii=tuple(map(str, spelt)), inputs=inputs, labels=None, input_range=input_range,
-            options=_kept(options, pixels),
+        described = partial(
+            describe, model, radii=tuple(map(str, spelt)), inputs=inputs, input_range=input_range,
+            options=options_kept(options), command_line=tuple(sys.argv[1:]),
         )  # fmt: skip
         region = RegionFlags(None, radius_unit, input_range=input_range)
-        pair = PairCampaign(original, model, inputs, spelt, region, delta or [], asked, flags.options(), options, describe)
+        pair = PairCampaign(original, model, inputs, spelt, region, delta or [], asked, flags.options(), options, described)
         found = run_pairs(pair, out, resume, place, budget, _shown(verbose))
         return _finish(channel, found, render_agreement(found), as_json, budget)
 
-    from qertify.campaign.runner import Plan, run_campaign
-    from qertify.campaign.store import create_store, resume_store
+    from qertify.campaign.launch import run_asked
+    from qertify.campaign.store import open_store
     from qertify.campaign.summary import summarise
-    from qertify.cli.question import Question, pose
     from qertify.importers.registry import load_model
     from qertify.inputs import read_rows
-    from qertify.runtimes.saturation import host_cpu_class
 
     imports = flags.options()
     network = load_model(model, imports)
     prepare = pixels.preprocessing(network, radius_unit)
     rows = read_rows(inputs, network, prepare)
     truth = None if labels is None else _labels(inputs, labels, rows)
-    points = _points(network, rows, truth, ties)
     if rows.saturated:
         say(f"inputs: {rows.saturated} pixel(s) saturated at {network.input.high}, the largest input code")
-
-    @lru_cache(maxsize=256)
-    def question(position: int, asked: Fraction | None) -> Question:
-        text, unit = ("0", Unit.LEVELS) if asked is None else (spelt[asked], radius_unit)
-        region = RegionFlags(text, unit, input_range=input_range)
-        return pose(model, network, rows, position, region, LabelFlags(points[position].label, None, target, ties), prepare)
-
-    poser: Poser = question
-    unit = question(0, next(iter(spelt), None)).query.radius_unit
-    for other in spelt:  # every radius is looked at once before any work is done
-        question(0, other)
-    campaign = _describe(
-        model, network, points, radii=tuple(map(str, spelt)), radius_unit=unit, ties=ties.value, inputs=inputs, labels=labels,
-        target=target, input_range=input_range, search=search,
-        options=_kept(options, pixels),
-        cpu_class=(engines.cpu_class or host_cpu_class()).value if "kernels" in network.metadata else None,
+    run_asked(
+        model, imports, network, rows, truth, asked_, options, out, place=place, budget=budget, resume=resume,
+        shown=_shown(verbose), names=(inputs, labels), prepare=prepare, kept=kept, command_line=tuple(sys.argv[1:]), say=say,
     )  # fmt: skip
-    options = replace(options, cpu_class=campaign.cpu_class)  # another machine's class must not slip in when it is resumed
-    with (resume_store if resume else create_store)(out, campaign, points) as store:
-        say(f"campaign: {len(points)} inputs, {_what(spelt, unit, search)}; answers are kept in {out}")
-        with sharing(place, model, imports, options, network, always=True) as executor, _shown(verbose) as progress:
-            assert executor is not None
-            run_campaign(store, poser, Plan(executor, options, budget), progress)
-        summary = summarise(store)
+    with open_store(out) as store:
+        summary, unit = summarise(store), store.campaign.radius_unit
     return _finish(channel, summary, render_summary(summary, unit), as_json, budget)
-
-
-def _kept(options: Options, pixels: PixelFlags) -> dict[str, Any]:
-    """What of the options belongs to a campaign's description."""
-    data = {key: value for key, value in asdict(options).items() if key not in ("keep_proof", "cpu_class")}
-    return data | {"method": options.method.value, "mean": pixels.mean, "std": pixels.std}
 
 
 def _finish(channel: Channel, found: Summary | Agreement, text: str, as_json: bool, budget: float | None) -> int:
@@ -227,18 +190,7 @@ def _finish(channel: Channel, found: Summary | Agreement, text: str, as_json: bo
 
 def _radii(texts: list[str]) -> dict[Fraction, str]:
     """Exact radius → as it was spelt, ascending."""
-    found = {parse_rational(text, "radius"): text for text in texts}
-    if negative := [text for value, text in found.items() if value < 0]:
-        raise InvalidInputError(f"radius {negative[0]} is negative")
-    return dict(sorted(found.items()))
-
-
-def _search(text: str | None) -> int | str | None:
-    if text is None or text == WHOLE:
-        return text
-    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
-        raise InvalidInputError(f"--search-radius {text}: a number of levels is needed")
-    return int(text)
+    return dict(sorted((parse_rational(text, "radius"), text) for text in texts))
 
 
 def _labels(inputs: str, labels: str, rows: Rows) -> IntegerArray:
@@ -247,50 +199,6 @@ def _labels(inputs: str, labels: str, rows: Rows) -> IntegerArray:
 
     whole = parse_source(inputs).rows is None and parse_source(labels).rows is None
     return read_labels(f"{labels}[:]" if whole else labels, rows.index)
-
-
-def _points(network: Network, rows: Rows, truth: IntegerArray | None, ties: Ties) -> list[Point]:
-    import numpy as np
-
-    from qertify.campaign.records import Point
-    from qertify.network.evaluate import evaluate
-
-    outputs = np.concatenate([evaluate(network, rows.codes[at : at + CHUNK]) for at in range(0, len(rows.codes), CHUNK)])
-    predicted = ties.predicted(outputs)
-    labels = predicted if truth is None else truth
-    if wrong := [int(label) for label in labels if not 0 <= label < network.output_size]:
-        raise InvalidInputError(f"label {wrong[0]} is not a class; the network has {network.output_size}")
-    return [
-        Point(at, int(rows.index[at]), int(labels[at]), int(predicted[at]), rows.codes[at], tuple(outputs[at].tolist()))
-        for at in range(len(rows.codes))
-    ]
-
-
-def _describe(model: Path, network: Network, points: list[Point], *, labels: str | None, **rest: Any) -> Campaign:
-    from qertify.campaign.records import Campaign
-
-    return Campaign(
-        model_file=model.name,
-        model_digest=network.digest,
-        runtime_profile=network.runtime_profile,
-        qertify_version=__version__,
-        labels=labels,
-        labelled=labels is not None,
-        input_shape=network.input_shape,
-        input_low=network.input.low,
-        input_high=network.input.high,
-        classes=len(points[0].outputs),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command_line=tuple(sys.argv[1:]),
-        **rest,
-    )
-
-
-def _what(radii: dict[Fraction, str], unit: str, search: int | str | None) -> str:
-    parts = [f"radii {', '.join(radii.values())} ({unit})"] if radii else []
-    if search is not None:
-        parts.append("radius search" if search == WHOLE else f"radius search up to {search} levels")
-    return " and ".join(parts)
 
 
 @contextmanager

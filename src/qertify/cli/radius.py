@@ -93,9 +93,7 @@ def radius_command(
             "run": (question if question.pixels is None else question.around(Fraction(255))).run(),
         }
         if radius_unit is Unit.REAL:
-            result = maximum_real_radius(point.network, question.given, max_radius=largest, **asked)
-            if result.refuted_at is not None:
-                result = question.around(Fraction(result.refuted_at)).confirm(result)
+            result = question.confirm(maximum_real_radius(point.network, question.given, max_radius=largest, **asked))
         else:
             result = maximum_radius(
                 point.network,
@@ -105,8 +103,6 @@ def radius_command(
                 images=None if question.pixels is None else question.pixels.around,
                 **asked,
             )
-            if question.pixels is not None and result.refuted_radius is not None:
-                question = question.around(Fraction(result.refuted_radius))
             result = question.confirm(result)
             notary.write_radius(point, result, imports)
     answer: dict[str, Any] = result.to_json()

@@ -35,8 +35,8 @@ from qertify.result import Reason, Result, Verdict
 from qertify.specification.units import Unit
 
 if TYPE_CHECKING:
-    from qertify.cli.question import Question
     from qertify.parallel.executor import Executor
+    from qertify.queries.posing import Question
     from qertify.search.question import Decision
 
 EXIT_STATUS = {Verdict.ROBUST: 0, Verdict.NON_ROBUST: 1, Verdict.MISCLASSIFIED: 1, Verdict.UNKNOWN: 3}

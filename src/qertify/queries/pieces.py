@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,18 @@ from qertify.parallel.executor import Executor, Message
 from qertify.parallel.worker import Desk
 from qertify.queries.equivalence import equivalence
 from qertify.queries.radius import maximum_radius
+from qertify.queries.real_radius import maximum_real_radius
 from qertify.queries.robustness import RobustnessQuery, verify
 from qertify.result import Reason
-from qertify.runtimes.base import runner
+from qertify.runtimes.base import runner, runtime_of
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics
 from qertify.search.journal import Handed, Journal
 from qertify.search.paired_input import PairedInput, grid, interval
 from qertify.specification.judge import Run
+from qertify.specification.pixels import PixelBox, Preprocessing
 from qertify.specification.property import Classification, Ties
 from qertify.specification.region import IntegerBox
-from qertify.specification.units import parse_rational
+from qertify.specification.units import Unit, parse_rational
 
 
 def question_piece(query: RobustnessQuery) -> Message:
@@ -38,9 +41,22 @@ def question_piece(query: RobustnessQuery) -> Message:
     }
 
 
-def search_piece(query: RobustnessQuery, max_radius: int | None) -> Message:
-    """Which is the largest radius in levels around the query's centre?"""
-    return _point(query) | {"max_radius": max_radius}
+def search_piece(
+    query: RobustnessQuery, unit: Unit, largest: Fraction | None, given: np.ndarray, pixels: PixelBox | None = None
+) -> Message:
+    """Which is the largest radius around the query's centre, up to ``largest``?
+
+    Args:
+        given: the centre as the model reads it.
+        pixels: the centre as an image, where radii are pixel steps of images.
+    """
+    piece = _point(query) | {"unit": unit.value, "max_radius": None if largest is None else str(largest)}
+    if unit is Unit.REAL:
+        piece["given"] = [given.dtype.kind, given.reshape(-1).tolist()]
+    if pixels is not None:
+        prepare = pixels.preprocessing
+        piece["image"] = [pixels.centre.reshape(-1).tolist(), prepare.mean.tolist(), prepare.std.tolist()]
+    return piece
 
 
 def _point(query: RobustnessQuery) -> Message:
@@ -90,23 +106,35 @@ def answer_piece(
 
     property_ = Classification(piece["label"], piece["target"], Ties(piece["ties"]))
     if "low" not in piece:
-        found = maximum_radius(
-            network,
-            codes("centre"),
-            label=property_.label,
-            target=property_.target,
-            ties=property_.ties,
-            max_radius=piece["max_radius"],
-            options=options,
-            executor=executor,
-            run=run,
-            stopped=stopped,
-        )
+        asked: dict[str, Any] = {
+            "label": property_.label, "target": property_.target, "ties": property_.ties, "options": options,
+            "executor": executor, "run": run, "stopped": stopped,
+        }  # fmt: skip
+        unit = Unit(piece["unit"])
+        largest = None if piece["max_radius"] is None else Fraction(piece["max_radius"])
+        if unit is Unit.REAL:
+            kind, given = piece["given"]
+            centre = np.array(given, dtype=np.float32 if kind == "f" else np.int64).reshape(network.input_shape)
+            found = maximum_real_radius(network, centre, max_radius=largest, **asked)
+        else:
+            whole = None if largest is None else int(largest)
+            found = maximum_radius(network, codes("centre"), max_radius=whole, images=_images(network, piece), **asked)
+            found = replace(found, radius_unit=unit.value)
         return {"result": found.to_json()}
     region = IntegerBox(codes("low"), codes("high"))
     radius = parse_rational(piece["radius"], "radius")
     query = RobustnessQuery(network, codes("centre"), region, property_, radius, piece["radius_unit"])
     return {"result": verify(query, options, executor=executor, run=run, stopped=stopped, journal=journal).to_json()}
+
+
+def _images(network: Network, piece: Message) -> Callable[[int], PixelBox] | None:
+    """Radius in pixel steps → images, if the piece is about such."""
+    if "image" not in piece:
+        return None
+    pixels, mean, std = piece["image"]
+    centre = np.array(pixels, dtype=np.int64).reshape(network.input_shape)
+    prepare = Preprocessing(np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32))
+    return PixelBox(centre, centre, centre, prepare, runtime_of(network).quantize_input).around
 
 
 def comparison_piece(query: EquivalenceQuery) -> Message:

@@ -33,6 +33,36 @@ from qertify.specification.units import Unit
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Radii around one input at which its class is known to win, and known to lose.
+
+    Attributes:
+        verified: proved at this radius and all smaller ones; None if at none.
+        refuted: refuted at this radius and all larger ones, 0 where the centre is wrong; None if at none.
+        below: proved only at radii smaller than ``verified``.
+    """
+
+    verified: Fraction | None = None
+    refuted: Fraction | None = None
+    below: bool = False
+
+    def proves(self, radius: Fraction) -> bool:
+        """Whether the class is proved to win at this radius."""
+        return self.verified is not None and (radius < self.verified or (radius == self.verified and not self.below))
+
+    def refutes(self, radius: Fraction) -> bool:
+        """Whether the class is known to lose at this radius."""
+        return self.refuted is not None and radius >= self.refuted
+
+    def joined(self, other: Span) -> Span:
+        """What both say together."""
+        proofs = [(span.verified, not span.below) for span in (self, other) if span.verified is not None]
+        verified, reached = max(proofs, default=(None, True))
+        refuted = min((span.refuted for span in (self, other) if span.refuted is not None), default=None)
+        return Span(verified, refuted, not reached)
+
+
+@dataclass(frozen=True, slots=True)
 class RadiusResult:
     """The answer to a radius query.
 
@@ -65,15 +95,22 @@ class RadiusResult:
     evidence: Evidence | None = None
     radius_unit: str = "levels"
 
+    @property
+    def misclassified(self) -> bool:
+        """Whether the label loses at the centre."""
+        return self.verified_radius is None and self.reason is None
+
+    @property
+    def span(self) -> Span:
+        """The same as exact numbers."""
+        verified = None if self.verified_radius is None else Fraction(self.verified_radius)
+        if self.misclassified:
+            return Span(refuted=Fraction(0))
+        return Span(verified, None if self.refuted_radius is None else Fraction(self.refuted_radius))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        from qertify._version import __version__
-
-        data = asdict(self) | {
-            "reason": None if self.reason is None else self.reason.value,
-            "evidence": None if self.evidence is None else self.evidence.value,
-        }
-        return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **data}
+        return plain(asdict(self))
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> RadiusResult:
@@ -82,15 +119,33 @@ class RadiusResult:
         Raises:
             ValueError: another schema version.
         """
-        if data.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(f"schema version {data.get('schema_version')}, expected {SCHEMA_VERSION}")
-        fields = {key: value for key, value in data.items() if key not in ("schema_version", "qertify_version")}
-        fields["reason"] = None if fields["reason"] is None else Reason(fields["reason"])
-        fields["evidence"] = None if fields.get("evidence") is None else Evidence(fields["evidence"])
-        if (found := fields["counterexample"]) is not None:
-            tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
-            fields["counterexample"] = Counterexample(**tuples)
-        return RadiusResult(**fields)
+        return RadiusResult(**fields_of(data))
+
+
+def plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a result about radii as JSON."""
+    from qertify._version import __version__
+
+    for name in ("reason", "evidence"):
+        fields[name] = None if fields[name] is None else fields[name].value
+    return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **fields}
+
+
+def fields_of(data: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `plain`.
+
+    Raises:
+        ValueError: another schema version.
+    """
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema version {data.get('schema_version')}, expected {SCHEMA_VERSION}")
+    fields = {key: value for key, value in data.items() if key not in ("schema_version", "qertify_version")}
+    fields["reason"] = None if fields["reason"] is None else Reason(fields["reason"])
+    fields["evidence"] = None if fields.get("evidence") is None else Evidence(fields["evidence"])
+    if (found := fields["counterexample"]) is not None:
+        tuples: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+        fields["counterexample"] = Counterexample(**tuples)
+    return fields
 
 
 def maximum_radius(

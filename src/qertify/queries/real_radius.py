@@ -20,9 +20,10 @@ from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
+from qertify.queries.radius import RadiusResult, Span, fields_of, plain
 from qertify.queries.radius_search import RadiusSearch
 from qertify.queries.robustness import RobustnessQuery, local_robustness, verify
-from qertify.result import SCHEMA_VERSION, Counterexample, Evidence, Reason, Result, Verdict
+from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.runtimes.base import RUNTIMES, Runtime, runtime_of
 from qertify.runtimes.rings import Rings, code_rings, real_rings
 from qertify.specification.judge import Run
@@ -66,15 +67,43 @@ class RealRadiusResult:
     counterexample: Counterexample | None = None
     evidence: Evidence | None = None
 
+    @property
+    def misclassified(self) -> bool:
+        """Whether the label loses at the centre."""
+        return self.verified_radius is None and self.reason is None
+
+    @property
+    def span(self) -> Span:
+        """The same as exact numbers."""
+        if self.misclassified:
+            return Span(refuted=Fraction(0))
+        refuted = None if self.refuted_at is None else Fraction(self.refuted_at)
+        if self.verified_below is not None:
+            return Span(Fraction(self.verified_below), refuted, below=True)
+        end = None if self.verified_radius is None else self.max_radius or repr(self.verified_radius)
+        return Span(None if end is None else Fraction(end), refuted)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        from qertify._version import __version__
+        return plain(asdict(self))
 
-        data = asdict(self) | {
-            "reason": None if self.reason is None else self.reason.value,
-            "evidence": None if self.evidence is None else self.evidence.value,
-        }
-        return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **data}
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> RealRadiusResult:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: another schema version.
+        """
+        return RealRadiusResult(**fields_of(data))
+
+
+def radius_result(data: dict[str, Any]) -> RadiusResult | RealRadiusResult:
+    """Whichever of the two this JSON is.
+
+    Raises:
+        ValueError: another schema version.
+    """
+    return (RealRadiusResult if data.get("radius_unit") == Unit.REAL.value else RadiusResult).from_json(data)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,7 +21,7 @@ from qertify.campaign.equivalence import EquivalenceStudy
 from qertify.campaign.export import table
 from qertify.campaign.records import Comparison, Point
 from qertify.campaign.runner import Plan, run_study
-from qertify.campaign.store import Store, create_store, open_store, resume_store
+from qertify.campaign.store import SCHEMA_VERSION, Store, create_store, open_store, resume_store
 from qertify.errors import StoreError, WorkerError
 from qertify.importers.original import Original
 from qertify.importers.registry import ImportOptions, load_model
@@ -230,4 +230,4 @@ def test_files_of_the_first_version_are_read_and_continued(tmp_path: Path) -> No
         assert store.campaign == small.campaign()
     with resume_store(tmp_path / "r.db", small.campaign(), small.points) as store:
         assert small.run(store, command=small.canned(tmp_path))
-    assert sqlite3.connect(tmp_path / "r.db").execute("PRAGMA user_version").fetchone() == (2,)
+    assert sqlite3.connect(tmp_path / "r.db").execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)

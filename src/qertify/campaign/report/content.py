@@ -17,6 +17,7 @@ from qertify.campaign.report.pictures import Layout, data_uri, difference, layou
 from qertify.campaign.store import Store
 from qertify.campaign.summary import Summary, summarise_rows
 from qertify.result import EVIDENCE, REASONS, Counterexample, Verdict
+from qertify.specification.units import Unit
 
 CARDS = 48
 """Counterexamples shown in full."""
@@ -115,17 +116,20 @@ def content(answers: Answers, title: str | None) -> dict[str, Any]:
 
 def histogram_bars(answers: Answers) -> list[tuple[str, int, int]]:
     """For `radius_histogram`: inputs by the largest radius proved, and whether a larger one is still possible."""
-    asked = [Fraction(radius) for radius in answers.campaign.radii]
+    real = bool(answers.searches) and answers.campaign.radius_unit == Unit.REAL.value
+    asked = [Fraction(row.radius) for row in answers.summary.radii] if real else list(map(Fraction, answers.campaign.radii))
+    texts = {Fraction(row.radius): row.radius for row in answers.summary.radii} if real else {}
     exact = {search.position: search.result.exact for search in answers.searches}
     settled: Counter[Fraction] = Counter()
     more: Counter[Fraction] = Counter()
-    for interval in answers.summary.intervals:
-        verified = interval.verified or Fraction(0)
-        between = [radius for radius in asked if verified < radius and (interval.refuted is None or radius < interval.refuted)]
-        known = interval.refuted is not None if not answers.searches else exact.get(interval.position, interval.refuted == 0)
+    for point, span in zip(answers.points, answers.summary.spans, strict=True):
+        verified = max((radius for radius in asked if span.proves(radius)), default=Fraction(0)) if real else span.verified
+        verified = verified or Fraction(0)
+        between = [radius for radius in asked if verified < radius and not span.proves(radius) and not span.refutes(radius)]
+        known = span.refuted is not None if not answers.searches else exact.get(point.position, span.refuted == 0)
         (settled if known and not between else more)[verified] += 1
     values = sorted({Fraction(0), *asked, *settled, *more})
-    return [(str(value), settled[value], more[value]) for value in values]
+    return [(texts.get(value, str(value)), settled[value], more[value]) for value in values]
 
 
 def solved_seconds(answers: Answers) -> list[float]:
@@ -312,9 +316,10 @@ def _table(answers: Answers) -> dict[str, Any]:
         )
     for search in answers.searches:
         point, result = points[search.position], search.result
-        verdict = "misclassified" if result.verified_radius is None and result.reason is None else "radius"
-        detail = f"proved up to {result.verified_radius}" if result.verified_radius is not None else ""
-        detail += f", refuted at {result.refuted_radius}" if result.refuted_radius is not None else ""
+        verdict = "misclassified" if result.misclassified else "radius"
+        proved = "below" if result.span.below else "up to"
+        detail = f"proved {proved} {result.verified_radius:.8g}" if result.verified_radius is not None else ""
+        detail += f", refuted at {result.refuted_radius:.8g}" if result.refuted_radius is not None else ""
         detail += f"; {REASONS[result.reason.value]}" if result.reason is not None else ""
         rows.append([point.row, result.label, point.predicted, "search", verdict, round(result.seconds, 4), detail.strip("; ")])
     radii = [*answers.campaign.radii, *(["search"] if answers.searches else [])]

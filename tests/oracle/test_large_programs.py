@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qertify.bounds import refine as refine_module
-from qertify.bounds.dual import prove
+from qertify.bounds.dual import Domains, prove
 from qertify.bounds.first_order import FirstOrder
 from qertify.bounds.interior_point import initial_multipliers
 from qertify.bounds.operate import compile_operators
@@ -94,6 +94,32 @@ def test_first_order_bounds_hold_and_are_better_than_chords(start: int) -> None:
         better += int((margin > chords)[undecided].sum())
         worse += int((margin < chords)[undecided].sum())
     assert better > 2 * worse
+
+
+def test_what_domains_share_changes_no_bound_and_no_bound_is_overstated() -> None:
+    """Ranges in common, one row of them for all objectives, against a copy a domain; and against the exact evaluation."""
+    compared = 0
+    for seed in range(PER_TEST // 3):
+        network, box, property_, known, _ = _question(seed)
+        splitter = splitter_of(network, property_, known)
+        if not splitter.cases():
+            continue
+        program = compile_operators(network, box, known, splitter.view, tuple(range(network.output_size)))
+        count, outputs = 2 * network.output_size, network.output_size
+        objective = torch.zeros(count, len(program.units), dtype=torch.float64)
+        objective[:, -outputs:] = torch.cat([torch.eye(outputs), -torch.eye(outputs)]).double()
+        low, high = (bound.expand(count, -1) for bound in (program.low, program.high))
+        limit = torch.full((count,), 1e6, dtype=torch.float64)  # never enough
+        shared, copied = Domains(low, high, objective, limit), Domains(low.clone(), high.clone(), objective, limit)
+        for steps in (0, 8):
+            found = FirstOrder(program).relax(shared, steps)
+            assert torch.allclose(found.bound, FirstOrder(program).relax(copied, steps).bound, rtol=1e-4, atol=0.1), (
+                f"seed {seed}"
+            )
+            exact = prove(program, replace(shared, limit=torch.zeros_like(limit)), found.multipliers).margin + 1
+            assert bool((found.bound <= exact + 1e-4 * exact.abs() + 0.1)[exact.isfinite()].all()), f"seed {seed}"
+            compared += int(exact.isfinite().sum())
+    assert compared > 20
 
 
 def test_a_search_goes_on_from_the_slopes_of_another() -> None:

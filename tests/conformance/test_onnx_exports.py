@@ -308,9 +308,11 @@ def test_scores_of_layers_in_float(tmp_path: Path) -> None:
     assert (high - low).mean() < 3
 
 
-def test_what_has_numbers_a_channel_is_not_moved(tmp_path: Path) -> None:
-    graph = Graph((CHANNELS, 4))
-    y = graph.node("Flatten", normalized(graph, graph.dequantized("x")))
-    path = graph.save(graph.requantized(y, 0.02), tmp_path / "model.onnx")
-    with pytest.raises(UnsupportedModelError, match="quantize it before"):
-        load_onnx(path)
+def test_what_has_numbers_a_channel_is_moved(tmp_path: Path) -> None:
+    graph = Graph((CHANNELS, 4, 4))
+    y = graph.node("MaxPool", normalized(graph, graph.dequantized("x")), kernel_shape=[2, 2])
+    path = graph.save(graph.requantized(graph.node("Flatten", y), 0.02), tmp_path / "model.onnx")
+    network = load_onnx(path)
+    replay = runtime_of(network).replay(path, RANDOM.integers(-128, 128, size=(500, CHANNELS, 4, 4)).astype(np.int8))
+    assert network.exactness == "exact"
+    assert replay.agrees.all()

@@ -128,3 +128,40 @@ def test_tables_after_a_fused_relu(end: str) -> None:
     imported = import_torch(module, torch.zeros(1, 4))
     x = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
     assert runtime_of(imported).replay(module, x).agrees.all()
+
+
+class Between(nn.Module):
+    """One function between two layers."""
+
+    shape = (3, 5, 5)
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.first, self.function, self.last = nn.Conv2d(3, 4, 3), function, nn.LazyLinear(6)
+
+    def forward(self, x):
+        return self.last(torch.flatten(self.function(self.first(x)), 1))
+
+
+FUNCTIONS = {
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+    "slopes a channel": nn.PReLU(4),
+    "softsign": nn.Softsign(),
+    "a number added": lambda x: x + 1.5,
+    "a number multiplied": lambda x: x * 0.7,
+    "enlarged to a size": lambda x: nn.functional.interpolate(x, size=(7, 4)),
+    "rolled and repeated": lambda x: torch.roll(x, 1, 2).flip(3).repeat(1, 2, 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_between_layers(name: str) -> None:
+    torch.manual_seed(3)
+    net = Between(FUNCTIONS[name])
+    net(torch.zeros(1, *net.shape))
+    module = fx(net, Engine.FBGEMM)
+    network = import_torch(module, torch.zeros(1, *net.shape), "fbgemm")
+    replay = runtime_of(network).replay(module, inputs(net, 200))
+    assert network.exactness == "exact"
+    assert replay.agrees.all()

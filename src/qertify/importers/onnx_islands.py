@@ -85,8 +85,10 @@ def _grid_name(node: GraphNode, name: str) -> str:
 
 
 def uniform(lowering: Lowering, node: GraphNode, position: int) -> None:
-    """Make an operand whose elements have lines of their own an island of one line, so that they may be moved."""
+    """Make an operand that is treated element by element one that is treated alike everywhere, so that it may be moved."""
     value = lowering.values.get(node.inputs[position])
+    if isinstance(value, Real) and value.row is not None:
+        lowering.values[node.inputs[position]] = reals.ranked(lowering.builder, f"{node.name}/ranks", value)
     if isinstance(value, Sum | Scaled) or (isinstance(value, Island) and not value.uniform):
         name = f"operand{position}"
         x = as_island(lowering, node, value, name)

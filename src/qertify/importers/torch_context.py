@@ -35,6 +35,15 @@ class Real:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Spread:
+    """A float32 tensor of which each number is known up to where it lies: between two numbers for each code, float32 (256,)."""
+
+    codes: Codes
+    least: Float32Array
+    greatest: Float32Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Decision:
     """What a final operator makes of strictly ordered codes: "softmax" or "argmax". Only the output may be one."""
 
@@ -42,7 +51,7 @@ class Decision:
     kind: str
 
 
-Value = Raw | Codes | Real | Decision
+Value = Raw | Codes | Real | Spread | Decision
 
 
 @dataclass(slots=True)

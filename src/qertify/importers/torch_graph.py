@@ -65,7 +65,7 @@ METADATA = frozenset(
 )  # fmt: skip
 """Operators whose result depends on shape, layout and quantization alone."""
 _CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"aten::Int": int, "aten::Float": float, "aten::Bool": bool}
-_FIELDS = ("dtype", "device", "shape", "is_cuda", "layout", "ndim", "requires_grad")
+_FIELDS = ("dtype", "device", "shape", "is_cuda", "is_quantized", "layout", "ndim", "requires_grad")
 
 
 def program_of(module: torch.nn.Module) -> torch.jit.ScriptModule:
@@ -127,6 +127,8 @@ class Walk:
                 return (tuple(values),)
             case "prim::ListUnpack" | "prim::TupleUnpack":
                 return values[0]
+            case "prim::Uninitialized":  # stands for what a branch that is not taken returns
+                return (None,)
             case "prim::unchecked_cast":
                 return values
             case "prim::TupleIndex":

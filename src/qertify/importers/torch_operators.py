@@ -19,6 +19,7 @@ from qertify.importers.torch_context import (
     Lowering,
     Raw,
     Real,
+    Spread,
     Value,
     codes_of,
     image_shape,
@@ -47,7 +48,7 @@ from qertify.runtimes.torch_arithmetic import (
     quantize_after,
     quantize_inside,
 )
-from qertify.runtimes.torch_int8 import softmax_keeps_ties, unary_tables
+from qertify.runtimes.torch_int8 import probed, softmax_keeps_ties, unary_tables
 
 GRAIN = 1 << 15
 """Largest tensor that an element-wise kernel never divides among threads."""
@@ -68,6 +69,11 @@ def _quantize(lowering: Lowering, operation: Operation) -> Value:
         case Real(codes, values):
             image = np.clip(quantize(values, scale, zero_point), LOW, HIGH)
             return lowering.builder.unary(operation.name, codes, image[None, :], LOW, HIGH, quantization)
+        case Spread(codes, least, greatest):
+            images = [np.clip(quantize(values, scale, zero_point), LOW, HIGH) for values in (least, greatest)]
+            if not np.array_equal(images[0], images[1]):
+                raise operation.unsupported(None, "which code it gives depends on the position in the tensor; use other scales")
+            return lowering.builder.unary(operation.name, codes, images[0][None, :], LOW, HIGH, quantization)
         case _:
             raise operation.unsupported(None, "it does not quantize one float tensor")
 
@@ -82,13 +88,15 @@ def _move(lowering: Lowering, operation: Operation) -> Any:
     if operation.arguments.get("train") or operation.arguments.get("training"):
         raise operation.unsupported("train", "only the inference form of dropout is supported; call eval() first")
     name, source = next((key, value) for key, value in operation.arguments.items() if isinstance(value, Traced))
-    indices = torch.arange(source.tensor.numel()).reshape(source.tensor.shape)
+    kind = torch.float64 if "upsample" in operation.op else torch.int64
+    indices = torch.arange(source.tensor.numel(), dtype=kind).reshape(source.tensor.shape)
     try:
         moved = operation.repeat({name: indices})
     except RuntimeError as error:
         raise operation.unsupported(
             None, f"how it moves elements can't be read off: {' '.join(str(error).split())[:120]}"
         ) from error
+    moved = moved.long() if isinstance(moved, torch.Tensor) else moved
     _check_move(operation, name, source.tensor, moved)
     if isinstance(moved, list | tuple):
         return [_picked(lowering, operation, source.value, item, f"{operation.name}/{i}") for i, item in enumerate(moved)]
@@ -118,6 +126,8 @@ def _picked(lowering: Lowering, operation: Operation, value: Value, moved: torch
             return lowering.builder.rearrange(name, (value,), indices)
         case Real(codes, values):
             return Real(lowering.builder.rearrange(name, (codes,), indices), values)
+        case Spread(codes, least, greatest):
+            return Spread(lowering.builder.rearrange(name, (codes,), indices), least, greatest)
         case Decision():
             raise operation.unsupported(None, "nothing may follow the final softmax")
 
@@ -125,8 +135,8 @@ def _picked(lowering: Lowering, operation: Operation, value: Value, moved: torch
 def _unary(lowering: Lowering, operation: Operation) -> Value:
     """Any element-wise operator of one quantized tensor: its table is read off the operator itself."""
     name, source = next((key, value) for key, value in operation.arguments.items() if isinstance(value, Traced))
-    if isinstance(source.value, Real) and operation.op in ("aten::relu", "aten::relu_"):
-        return Real(source.value.codes, np.maximum(source.value.values, np.float32(0)))
+    if isinstance(source.value, Real):
+        return _function(lowering, operation)
     x, tensor = codes_of(operation, source)
     scale_of(operation, tensor)
     body, tail, sample = unary_tables(lambda q: operation.repeat({name: q}), tensor.q_scale(), tensor.q_zero_point())
@@ -139,6 +149,28 @@ def _unary(lowering: Lowering, operation: Operation) -> Value:
     x = lowering.builder.rearrange(f"{operation.name}/order", (x,), source)
     quantization = quantization_of(operation, operation.result)
     return lowering.builder.unary(operation.name, x, tables, LOW, HIGH, quantization, None if alike else row)
+
+
+def _function(_: Lowering, operation: Operation) -> Value:
+    """An element-wise float operator of numbers known through the same codes, and of single constants: read off itself."""
+    tables: dict[str, Real] = {}
+    for key, value in operation.arguments.items():
+        if isinstance(value, Traced):
+            if not isinstance(value.value, Real):
+                raise operation.unsupported(None, "it computes in float; a quantized operator is needed")
+            tables[key] = value.value
+        elif isinstance(value, torch.Tensor) and value.numel() != 1:
+            raise operation.unsupported(key, f"a constant of shape {tuple(value.shape)}; one number is needed, or quantize it")
+    codes = next(iter(tables.values())).codes
+    if any((real.codes.node, real.codes.shape) != (codes.node, codes.shape) for real in tables.values()):
+        raise operation.unsupported(None, "it computes in float, of several tensors; a quantized operator is needed")
+    found = probed(
+        lambda chosen: operation.repeat({key: torch.from_numpy(real.values[chosen]) for key, real in tables.items()}).numpy(),
+        HIGH - LOW + 1,
+    )
+    if found is None:
+        raise operation.unsupported(None, "some code gives NaN or infinity")
+    return Real(codes, found[0]) if np.array_equal(*found) else Spread(codes, *found)
 
 
 def _batch_normalization(relu: bool, lowering: Lowering, operation: Operation) -> Value:
@@ -302,25 +334,37 @@ def _softmax(softmax: Callable[[torch.Tensor, int], torch.Tensor], _: Lowering, 
 
 Lower = Callable[[Lowering, Operation], Any]
 
+
+def _of_two(rule: Lower) -> Lower:
+    """A rule for two tensors; with a number in place of the second one the operator maps single codes."""
+    return lambda lowering, operation: (rule if "qb" in operation.arguments else _unary)(lowering, operation)
+
+
 _MOVES = (
     "alias", "channel_shuffle", "chunk", "clone", "contiguous", "detach", "dropout", "expand", "feature_dropout", "flatten",
-    "narrow", "permute", "pixel_shuffle", "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "transpose",
-    "unflatten", "unsqueeze", "view",
+    "flip", "narrow", "permute", "pixel_shuffle", "pixel_unshuffle", "repeat", "reshape", "roll", "select", "slice", "split",
+    "split_with_sizes", "squeeze", "transpose", "unflatten", "unsqueeze", "upsample_nearest1d", "upsample_nearest2d", "view",
 )  # fmt: skip
 _UNARY = (
     "aten::clamp", "aten::elu", "aten::hardsigmoid", "aten::hardswish", "aten::hardtanh", "aten::hardtanh_", "aten::leaky_relu",
     "aten::relu", "aten::relu6", "aten::relu6_", "aten::relu_", "aten::sigmoid", "aten::tanh", "quantized::elu",
     "quantized::hardswish", "quantized::leaky_relu", "quantized::relu6", "quantized::sigmoid",
 )  # fmt: skip
+_FUNCTIONS = (
+    "abs", "add", "celu", "div", "exp", "gelu", "log_sigmoid", "mish", "mul", "neg", "rsub", "selu", "silu", "softplus", "sub",
+    "threshold",
+)  # fmt: skip
 OPERATORS: dict[str, Lower] = {
     "aten::quantize_per_tensor": _quantize,
     "aten::dequantize": _dequantize,
     **{f"aten::{name}": _move for name in _MOVES},
     **dict.fromkeys(_UNARY, _unary),
-    "quantized::add": partial(_addition, False),
-    "quantized::add_relu": partial(_addition, True),
-    "quantized::mul": partial(_multiplication, False),
-    "quantized::mul_relu": partial(_multiplication, True),
+    **{f"aten::{name}{suffix}": _function for name in _FUNCTIONS for suffix in ("", "_")},
+    "quantized::add": _of_two(partial(_addition, False)),
+    "quantized::add_relu": _of_two(partial(_addition, True)),
+    "quantized::mul": _of_two(partial(_multiplication, False)),
+    "quantized::mul_relu": _of_two(partial(_multiplication, True)),
+    "quantized::prelu": partial(_batch_normalization, False),
     "aten::softmax": partial(_softmax, torch.softmax),
     "aten::log_softmax": partial(_softmax, torch.log_softmax),
     "aten::argmax": lambda _, operation: Decision(_decided(operation).codes, "argmax"),

@@ -21,13 +21,10 @@ from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.float_models import exported_runner, module_runner, operator_of
 from qertify.runtimes.input_quantizer import InputQuantizer
 from qertify.runtimes.torch_arithmetic import dequantize, quantize_decomposed
+from qertify.runtimes.torch_int8 import probed
 from qertify.specification.region import IntegerBox
 
-PROBES = 256
-"""About how many places of a table tensors of each length are taken from: all of an 8-bit type's codes."""
 Model: TypeAlias = str | os.PathLike[str] | torch.nn.Module | torch.export.ExportedProgram
-PROBE_LENGTHS = (1, 3, 17)
-"""Lengths of tensors whose elements lie at other positions of a kernel's vectors than those of a whole table."""
 
 
 def elementwise(
@@ -54,15 +51,7 @@ def elementwise(
         operands = {key: torch.from_numpy(table[chosen]) for key, table in tables.items()}
         return function(**{**given, **constants, **operands}).numpy()
 
-    with torch.inference_mode():
-        least = run(np.arange(length))
-        greatest = least.copy()
-        for short in PROBE_LENGTHS:
-            for start in range(0, length, max(1, length // PROBES)):
-                chosen = (start + np.arange(short)) % length
-                found = run(chosen)
-                least[chosen], greatest[chosen] = np.minimum(least[chosen], found), np.maximum(greatest[chosen], found)
-    return (least, greatest) if bool(np.all(np.isfinite(least) & np.isfinite(greatest))) else None
+    return probed(run, length)
 
 
 class TorchExported:

@@ -110,6 +110,33 @@ def unary_tables(
     return body.int_repr()[0].numpy().astype(np.int64), np.array(tail, dtype=np.int64), body
 
 
+PROBES = 256
+"""About how many places of a table tensors of each length are taken from: all of an 8-bit type's codes."""
+PROBE_LENGTHS = (1, 3, 17)
+"""Lengths of tensors whose elements lie at other positions of a kernel's vectors than those of a whole table."""
+
+
+def probed(run: Callable[[IntegerArray], Float32Array], length: int) -> tuple[Float32Array, Float32Array] | None:
+    """What an element-wise float operator makes of each number of a table, whatever stands around it.
+
+    Args:
+        run: the operator on the numbers at some places of the table.
+
+    Returns:
+        the least and the greatest result of each number, which differ where the kernel's vectors compute otherwise than its
+        scalars; None if some result is no number.
+    """
+    with torch.inference_mode():
+        least = run(np.arange(length)).copy()
+        greatest = least.copy()
+        for short in PROBE_LENGTHS:
+            for start in range(0, length, max(1, length // PROBES)):
+                chosen = (start + np.arange(short)) % length
+                found = run(chosen)
+                least[chosen], greatest[chosen] = np.minimum(least[chosen], found), np.maximum(greatest[chosen], found)
+    return (least, greatest) if bool(np.all(np.isfinite(least) & np.isfinite(greatest))) else None
+
+
 def softmax_keeps_ties(softmax: Callable[[torch.Tensor, int], torch.Tensor], values: Float32Array, classes: int) -> bool:
     """Whether equal scores get equal results at every position, as far as the installed torch shows.
 

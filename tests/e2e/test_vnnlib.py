@@ -206,3 +206,13 @@ def test_exact_decimals() -> None:
         text = exact_decimal(Fraction(value))
         assert Fraction(text) == Fraction(value)
         assert re.fullmatch(r"-?\d+\.\d+", text)
+
+
+@pytest.mark.parametrize("wrong", ["é", "9" * 50])
+def test_what_the_package_cannot_parse_is_one_line(tmp_path: Path, wrong: str) -> None:
+    pytest.importorskip("vnnlib")
+    head = "(vnnlib-version <2.0>)\n(declare-network f (declare-input X Real [1]) (declare-output Y Real [1]))\n"
+    (tmp_path / "p.vnnlib").write_text(f"{head}(assert (and (>= X[0] 0.0) (<= X[0] 1.0)))\n(assert (> (- Y[0] {wrong}) 0.5))\n")
+    with pytest.raises(InvalidInputError, match="vnnlib") as caught:
+        read_vnnlib(tmp_path / "p.vnnlib")
+    assert "\n" not in str(caught.value)

@@ -49,6 +49,8 @@ def read_version_2(text: str) -> Specification:
         query = package.parse_query_string(text)
     except package.VNNLibException as error:
         raise InvalidInputError(_complaint(str(error))) from error
+    except (ValueError, IndexError, OverflowError, RuntimeError) as error:  # of its parser, which is written in C++
+        raise InvalidInputError("can't be read by the vnnlib package: a character or a number that it does not know") from error
     networks = query.networks
     if len(networks) > 2:
         raise InvalidInputError(f"speaks of {len(networks)} networks; one, or two with equal inputs, can be decided")

@@ -77,6 +77,7 @@ def add_joint_rows(builder: Builder, outputs: FloatArray, pairs: Sequence[PairFo
         if joint > WORTH * (size @ last.reach):
             continue
         ends = np.stack([2 * factor * last.low, 2 * factor * last.high])
+        joint += ROUNDING * float(np.abs(ends).sum())
         low, high = (ends.min(0).sum() - joint) * shrunk, (ends.max(0).sum() + joint) * shrunk
         builder.follow(builder.units, last.follows[[int(np.argmax(size * last.reach))]], 0)
         ends = np.array([np.floor(low) - 1, np.ceil(high) + 1]).astype(np.int64)

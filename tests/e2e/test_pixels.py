@@ -86,16 +86,16 @@ def test_campaigns_of_images(call: Callable[..., Any]) -> None:
 def test_where_pixel_steps_skip_codes_only_images_count(call: Callable[..., Any]) -> None:
     """A violation between the images decides nothing; with a step of several codes there are some, and proofs still hold."""
     statuses = set()
-    for row in range(8):
+    for row, radius in ((0, 4), (1, 1), (3, 4), (6, 4), (7, 4)):
         flags = ("m.onnx", "--input", f"x.npy[{row}]", "--radius-unit", "pixel", "--std", "0.05", "--json")
         assert call("radius", *flags)[0] == 2
-        for radius in (1, 4):
-            status, out, _ = call("verify", *flags, "--radius", radius)
-            answer = json.loads(out)
-            statuses.add((status, answer["reason"]))
-            if status == 1:
-                images = (np.arange(256).astype(np.float32) / np.float32(255) - np.float32(MEAN)) / np.float32(0.05)
-                assert set(answer["counterexample"]["input"]) <= set(images.tolist())
+        status, out, _ = call("verify", *flags, "--radius", radius)
+        answer = json.loads(out)
+        statuses.add((status, answer["reason"]))
+        if status == 1:
+            images = (np.arange(256).astype(np.float32) / np.float32(255) - np.float32(MEAN)) / np.float32(0.05)
+            assert set(answer["counterexample"]["input"]) <= set(images.tolist())
+    assert {status for status, _ in statuses} == {0, 1, 3}
     assert (3, "unsupported") in statuses
 
 

@@ -53,20 +53,19 @@ def _staircase(node: Staircase, inputs: list[Range]) -> Range:
 
 
 def _table(node: Table, inputs: list[Range]) -> Range:
-    low, high = inputs[0]
-    first = np.clip(low - node.first, 0, node.values.shape[1] - 1)
-    last = np.clip(high - node.first, 0, node.values.shape[1] - 1)
-    rows = np.broadcast_to(node.row, low.shape)
-    codes = np.arange(node.values.shape[1])
-    least, greatest = np.empty_like(low), np.empty_like(low)
-    values = node.values
-    for row in range(values.shape[0]):  # running extremes from each possible start: (size, size), one row at a time
-        inside = codes[None, :] >= codes[:, None]
-        lowest = np.minimum.accumulate(np.where(inside, values[row][None, :], np.iinfo(np.int64).max), axis=1)
-        highest = np.maximum.accumulate(np.where(inside, values[row][None, :], np.iinfo(np.int64).min), axis=1)
-        mine = rows == row
-        least[mine], greatest[mine] = lowest[first[mine], last[mine]], highest[first[mine], last[mine]]
-    return least, greatest
+    """Extremes between two codes: of two runs of 2^k codes, one from the first on and one up to the last."""
+    first, last = (np.clip(bound - node.first, 0, node.values.shape[1] - 1) for bound in inputs[0])
+    rows = np.broadcast_to(node.row, first.shape)
+    power = np.frexp(last - first + 1)[1] - 1
+    extremes: list[IntegerArray] = []
+    for pick in (np.minimum, np.maximum):
+        runs, result = node.values, np.empty_like(first)
+        for k in range(int(power.max(initial=0)) + 1):
+            mine = power == k
+            result[mine] = pick(runs[rows[mine], first[mine]], runs[rows[mine], last[mine] - (1 << k) + 1])
+            runs = pick(runs[:, : -(1 << k)], runs[:, 1 << k :])
+        extremes.append(result)
+    return extremes[0], extremes[1]
 
 
 def _max(node: Max, inputs: list[Range]) -> Range:

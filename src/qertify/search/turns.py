@@ -37,8 +37,8 @@ NARROWINGS, PAYS = 4, 0.97
 """Most rounds of ranges for a case, and the part of the levels that may be left if there is to be another."""
 NARROWING_SECONDS, NARROWING_SHARE = 5.0, 0.1
 """Most seconds in which such rounds are begun; or part of the time that is left."""
-LEAST_TURN = 4
-"""Fewest domains of a turn."""
+LEAST_TURN, MOST_TURN = 4, 128
+"""Fewest and most domains of a turn of 1."""
 
 
 def turn(length: int) -> stages.Stage:
@@ -49,9 +49,8 @@ def turn(length: int) -> stages.Stage:
         if program is None or program.operators is not None or not question.cases or question.journal is not None:
             return
         tree, size = _tree(question, program), max(1, len(program.units) * (len(program.units) + len(program.input_low)))
-        outcome = tree.run(
-            question.deadline, max_nodes=tree.nodes + max(LEAST_TURN, length * WORK // size), stopped=question.stopped
-        )
+        domains = length * min(max(LEAST_TURN, WORK // size), MOST_TURN)
+        outcome = tree.run(question.deadline, max_nodes=tree.nodes + domains, stopped=question.stopped)
         _conclude(question, tree, outcome)
 
     return stage

@@ -19,7 +19,7 @@ from tests.oracle.random_networks import random_network, violated_somewhere
 def test_against_enumeration() -> None:
     generator = np.random.default_rng(11)
     seen = set[int | None]()
-    for number in range(150):
+    for number in range(80):
         network = random_network(generator)
         centre = generator.integers(network.input.low, network.input.high + 1, size=network.input_shape)
         ties = list(Ties)[number % 3]

@@ -72,11 +72,12 @@ def truth(network: Network, box: IntegerBox, violation: Disjunction) -> bool:
 def test_engines_agree_with_enumeration(method: Method, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "ENUMERATION_LIMIT", 0)
     seen: Counter[str] = Counter()
-    for number, (network, box, violation) in enumerate(questions(list(Method).index(method), COUNT)):
+    count = COUNT // 3 if method is Method.ATTACK else COUNT  # it searches on wherever there is nothing to find
+    for number, (network, box, violation) in enumerate(questions(list(Method).index(method), count)):
         check(network, box, violation, Options(method=method, seed=number), seen)
     print(method, dict(seen))
-    assert seen["sat" if method is not Method.BOUNDS else "unsat"] > COUNT // 10
-    assert seen["unsat" if method is not Method.ATTACK else "sat"] > COUNT // 10
+    assert seen["sat" if method is not Method.BOUNDS else "unsat"] > count // 10
+    assert seen["unsat" if method is not Method.ATTACK else "sat"] > count // 10
     if method in (Method.AUTO, Method.BAB):
         assert seen["open"] == 0
 

@@ -59,7 +59,7 @@ class SolverError(QertifyError):
 
 
 class ReplayError(QertifyError):
-    """A counterexample that the reference evaluator does not confirm. Always a defect of qertify."""
+    """A counterexample that the evaluator does not confirm, or that contradicts a proof. Always a defect of qertify."""
 
 
 class StoreError(QertifyError):

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from qertify.errors import ReplayError
 from qertify.ilp.engine import engine_for
 from qertify.ilp.model import Program, SolverAnswer, Status
 from qertify.ilp.nearest import nearest_violation
@@ -193,6 +194,17 @@ def test_an_accepted_claim_that_is_refuted_is_withdrawn() -> None:
     assert (search.verified, search.evidence) == (3, Evidence.SOLVER_CLAIM)
     search.decide(5, Method.ILP, None)
     assert (search.verified, search.refuted, search.evidence) == (0, 2, None)
+
+
+def test_a_proof_that_is_refuted_is_no_answer() -> None:
+    answer = partial(Result, "", "", label=0, radius="", radius_unit="levels", seconds=0.0, method="bab")
+    proof = answer(verdict=Verdict.ROBUST, evidence=Evidence.EXACT_SEARCH)
+    found = answer(verdict=Verdict.NON_ROBUST, counterexample=Counterexample((), (), 1, 3))
+    for order in ((3, 5), (5, 3)):
+        search = RadiusSearch(lambda radius, _: {3: proof, 5: found}[radius], lambda found: found.distance, Options(), 9)
+        search.decide(order[0], Method.BAB, None)
+        with pytest.raises(ReplayError, match="radius 3 is proved and refuted at 3"):
+            search.decide(order[1], Method.BAB, None)
 
 
 def test_the_solvers_bound_counts_when_time_runs_out(monkeypatch: pytest.MonkeyPatch, processes: SolverProcesses) -> None:

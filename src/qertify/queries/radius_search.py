@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from qertify.errors import ReplayError
 from qertify.ilp.engine import EXACT_SOLVER
 from qertify.options import Method, Options
 from qertify.queries.nearest import NearestResult
@@ -68,13 +69,24 @@ class RadiusSearch:
     def _verify(self, radius: int, evidence: Evidence | None) -> None:
         if radius > self.verified:
             self.verified, self.evidence = radius, evidence
+            self._agree()
 
     def refute(self, found: Counterexample | None) -> None:
-        """Take a counterexample for what it is worth."""
+        """Take a counterexample for what it is worth.
+
+        Raises:
+            ReplayError: it contradicts a proof.
+        """
         if found is not None and (distance := self.measure(found)) < self.refuted:
             self.refuted, self.found = distance, found
-            if self.evidence is Evidence.SOLVER_CLAIM and distance <= self.verified:  # an accepted claim was wrong
-                self.verified, self.evidence = 0, None
+            self._agree()
+
+    def _agree(self) -> None:
+        if self.found is None or not 0 < self.verified >= self.refuted:
+            return
+        if self.evidence is not Evidence.SOLVER_CLAIM:
+            raise ReplayError(f"radius {self.verified} is proved and refuted at {self.refuted}; please report this defect")
+        self.verified, self.evidence = 0, None  # an accepted claim was wrong
 
     def optimise(self, nearest: Callable[[int, int, Options], NearestResult | None]) -> None:
         """Ask one integer program for the nearest violation below the known one, and take it for what it is worth.

@@ -56,6 +56,22 @@ def test_engines_agree_with_enumeration(method: Method, monkeypatch: pytest.Monk
         assert seen[Verdict.UNKNOWN] == 0
 
 
+def test_boxes_that_enumerate_fast_are_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "ENUMERATION_LIMIT", 64)
+    seen: Counter[Verdict] = Counter()
+    for query in _queries(9, 400):
+        if 64 < query.region.size <= 16 * 64:
+            result = verify(query)
+            assert not any(line.startswith("search:") for line in result.explanation)
+            if result.method == "enumeration":
+                seen[result.verdict] += 1
+                truth = violated_somewhere(query.network, query.region, query.property)
+                assert result.verdict is (Verdict.NON_ROBUST if truth else Verdict.ROBUST)
+                if seen[Verdict.ROBUST] > 3:
+                    return
+    pytest.fail(f"too few boxes: {seen}")
+
+
 @pytest.mark.parametrize("solver", ["highs", "cp-sat"])
 def test_ilp_agrees_with_enumeration(solver: str) -> None:
     seen: Counter[tuple[Verdict, Evidence | None]] = Counter()

@@ -30,6 +30,7 @@ _STAGES: dict[Method, tuple[stages.Stage, ...]] = {
         stages.enumerate,
         stages.quick_attack,
         stages.dual,
+        stages.early_sweep,
         turns.turn(1),
         stages.strong_attack,
         turns.turn(2),

@@ -48,8 +48,9 @@ LEAF_SECONDS = 20.0
 """Most seconds that the integer solver spends on one leaf."""
 ENUMERATION_LIMIT = 1 << 14
 """Largest number of inputs that are simply enumerated."""
-SWEEP_LIMIT = 1 << 37
-"""Most inputs times parameters of a box that is enumerated before a search: about a minute."""
+EARLY_SWEEP, SWEEP_LIMIT = 1 << 32, 1 << 37
+"""Most inputs times parameters of a box that is enumerated before the first turn of a search, and before what follows the
+second one: about two seconds, and about a minute."""
 SWEEP_CHUNK = 1 << 14
 HARDENING = ((None, 2, 60), (3, 8, 200))
 """Cases, paths a case and steps of the attack with hardening staircases: all cases, then the most promising."""
@@ -62,6 +63,13 @@ Stage = Callable[[Question], None]
 def enumerate(question: Question) -> None:
     """Every point of a small box."""
     if question.cases and question.box.size <= ENUMERATION_LIMIT:
+        _enumerate(question)
+
+
+def early_sweep(question: Question) -> None:
+    """Every point of a box that takes a second or two."""
+    work = question.box.size * max(1, question.network.parameter_count)
+    if question.cases and question.box.size <= 16 * ENUMERATION_LIMIT and work <= EARLY_SWEEP:
         _enumerate(question)
 
 

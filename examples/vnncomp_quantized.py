@@ -26,7 +26,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from qertify import Options, load_model
 from qertify.importers.registry import ImportOptions
-from qertify.queries.vnnlib import SpecificationResult, decide_specification
+from qertify.queries.vnnlib import decide_specification
+from qertify.queries.vnnlib_result import SpecificationResult
 from qertify.specification.formula import Specification
 from qertify.specification.vnnlib import read_vnnlib
 

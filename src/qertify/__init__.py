@@ -58,15 +58,15 @@ if TYPE_CHECKING:
     from qertify.options import Options as Options
     from qertify.queries.equivalence import EquivalenceResult as EquivalenceResult
     from qertify.queries.equivalence import equivalence as equivalence
-    from qertify.queries.radius import RadiusResult as RadiusResult
     from qertify.queries.radius import maximum_radius as maximum_radius
-    from qertify.queries.real_radius import RealRadiusResult as RealRadiusResult
+    from qertify.queries.radius_result import RadiusResult as RadiusResult
+    from qertify.queries.radius_result import RealRadiusResult as RealRadiusResult
     from qertify.queries.real_radius import maximum_real_radius as maximum_real_radius
     from qertify.queries.robustness import RobustnessQuery as RobustnessQuery
     from qertify.queries.robustness import local_robustness as local_robustness
     from qertify.queries.robustness import verify as verify
-    from qertify.queries.vnnlib import SpecificationResult as SpecificationResult
     from qertify.queries.vnnlib import decide_specification as decide_specification
+    from qertify.queries.vnnlib_result import SpecificationResult as SpecificationResult
     from qertify.result import Counterexample as Counterexample
     from qertify.result import Evidence as Evidence
     from qertify.result import Reason as Reason
@@ -103,14 +103,14 @@ _EXPORTS: dict[str, str] = {
     "Plan": "qertify.campaign.runner:Plan",
     "Point": "qertify.campaign.records:Point",
     "QertifyError": "qertify.errors:QertifyError",
-    "RadiusResult": "qertify.queries.radius:RadiusResult",
+    "RadiusResult": "qertify.queries.radius_result:RadiusResult",
     "RealNetwork": "qertify.network.real:RealNetwork",
-    "RealRadiusResult": "qertify.queries.real_radius:RealRadiusResult",
+    "RealRadiusResult": "qertify.queries.radius_result:RealRadiusResult",
     "Reason": "qertify.result:Reason",
     "Result": "qertify.result:Result",
     "RobustnessQuery": "qertify.queries.robustness:RobustnessQuery",
     "Specification": "qertify.specification.formula:Specification",
-    "SpecificationResult": "qertify.queries.vnnlib:SpecificationResult",
+    "SpecificationResult": "qertify.queries.vnnlib_result:SpecificationResult",
     "Store": "qertify.campaign.store:Store",
     "StoreError": "qertify.errors:StoreError",
     "Ties": "qertify.specification.property:Ties",

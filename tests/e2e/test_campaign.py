@@ -19,7 +19,7 @@ import pytest
 from qertify.campaign.store import open_store
 from qertify.cli.main import run
 from qertify.cli.supervisor import Direct
-from qertify.queries.radius import Span
+from qertify.queries.radius_result import Span
 from tests.campaigns import verdicts
 from tests.files import comparison_model, model_flags
 

@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from qertify.cli.main import run
+from qertify.cli.render import render_answer
+from qertify.cli.supervisor import Direct, _Watch
 from tests.files import comparison_model, model_flags
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="supervision needs fork")
@@ -188,3 +193,48 @@ def test_the_real_command_end_to_end(folder: Path) -> None:
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
     shown = subprocess.run([sys.executable, "-m", "qertify", "--version"], capture_output=True, text=True, timeout=60)
     assert (shown.returncode, shown.stdout.split()[0]) == (0, "qertify")
+
+
+@dataclass
+class Told(Direct):
+    """What a command says to its supervisor, in order."""
+
+    said: list[tuple[str, Any]] = field(default_factory=list)
+
+    def limit(self, timeout: float | None, memory: int | None) -> float | None:
+        self.said.append(("limit", timeout))
+        return timeout
+
+    def draft(self, answer: dict[str, Any], as_json: bool) -> None:
+        self.said.append(("draft", answer))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["verify", "missing.h5", "--input", "x.npy[1]", "--radius", "6"],
+        ["radius", "missing.h5", "--input", "x.npy[1]"],
+        ["radius", "missing.h5", "--input", "x.npy[1]", "--radius-unit", "real", "--max-radius", "1/3"],
+        ["vnnlib", "missing.h5", "missing.vnnlib"],
+    ],
+    ids=lambda command: " ".join(command[::5]),
+)
+def test_a_command_has_an_answer_before_it_has_a_limit(command: list[str]) -> None:
+    """However little time there is: the limit may be over when the model has not been read."""
+    channel = Told()
+    assert run([*command, "--timeout", "1"], channel) == 2
+    (first, answer), limit, *_ = channel.said
+    assert (first, limit) == ("draft", ("limit", 1.0))
+    assert answer["reason"] == "timeout"
+    assert answer["model_digest"] is None
+    assert "UNKNOWN: the time limit was reached" in render_answer(json.loads(json.dumps(answer)), False, False)
+
+
+def test_a_limit_without_any_answer_is_unknown(capsys: pytest.CaptureFixture[str]) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    assert _Watch(child.pid, read_end, time.monotonic()).stop("timeout", "stopped at the time limit", 3) == 3
+    assert capsys.readouterr().err == "error: stopped at the time limit\n"
+    assert child.wait(10) == -signal.SIGKILL
+    os.close(read_end)

@@ -16,8 +16,9 @@ from qertify.errors import InvalidInputError
 from qertify.importers.registry import ImportOptions, load_model
 from qertify.network.evaluate import evaluate
 from qertify.network.storage import save
-from qertify.queries.vnnlib import Answer, decide_specification
+from qertify.queries.vnnlib import decide_specification
 from qertify.queries.vnnlib_pair import decide_pair_specification
+from qertify.queries.vnnlib_result import Answer
 from qertify.search.comparison import dequantized
 from qertify.specification.vnnlib import read_vnnlib
 from tests.files import comparison_model, write_h5

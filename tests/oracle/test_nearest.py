@@ -21,7 +21,8 @@ from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
-from qertify.queries.radius import RadiusResult, maximum_radius
+from qertify.queries.radius import maximum_radius
+from qertify.queries.radius_result import RadiusResult
 from qertify.queries.radius_search import RadiusSearch
 from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
 from qertify.search.question import Decision

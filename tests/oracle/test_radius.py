@@ -9,7 +9,8 @@ import pytest
 
 from qertify.errors import InvalidInputError
 from qertify.options import Method, Options
-from qertify.queries.radius import RadiusResult, maximum_radius
+from qertify.queries.radius import maximum_radius
+from qertify.queries.radius_result import RadiusResult
 from qertify.queries.robustness import local_robustness
 from qertify.specification.property import Ties
 from tests.data import images, published_network, shared_data

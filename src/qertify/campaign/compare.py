@@ -15,7 +15,7 @@ from qertify.campaign.records import Campaign, Point
 from qertify.campaign.store import Store
 from qertify.campaign.summary import spans
 from qertify.errors import InvalidInputError
-from qertify.queries.radius import Span
+from qertify.queries.radius_result import Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from qertify.campaign.agreement import agreement
 from qertify.campaign.store import Store
 from qertify.campaign.summary import summarise
 from qertify.errors import InvalidInputError, MissingExtraError, StoreError
-from qertify.queries.real_radius import RealRadiusResult
+from qertify.queries.radius_result import RealRadiusResult
 
 Rows = list[dict[str, Any]]
 

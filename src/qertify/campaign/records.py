@@ -8,8 +8,7 @@ from typing import Any
 
 from qertify.network.tensor import IntegerArray
 from qertify.queries.equivalence import EquivalenceResult
-from qertify.queries.radius import RadiusResult
-from qertify.queries.real_radius import RealRadiusResult
+from qertify.queries.radius_result import RadiusResult, RealRadiusResult
 from qertify.result import Result
 
 

@@ -21,8 +21,7 @@ from qertify.campaign.study import Task
 from qertify.options import Options
 from qertify.parallel.executor import Executor, LostError, Message
 from qertify.queries.pieces import answer_piece, handed_from, question_piece, search_piece
-from qertify.queries.radius import RadiusResult
-from qertify.queries.real_radius import RealRadiusResult, radius_result
+from qertify.queries.radius_result import RadiusResult, RealRadiusResult, radius_result
 from qertify.queries.robustness import RobustnessQuery, describe_region
 from qertify.result import Result, Verdict
 from qertify.specification.pixels import PixelBox

@@ -11,8 +11,7 @@ from typing import Any
 
 from qertify.campaign.records import Campaign, Point, Record, Search
 from qertify.campaign.store import Store
-from qertify.queries.radius import RadiusResult, Span
-from qertify.queries.real_radius import RealRadiusResult
+from qertify.queries.radius_result import RadiusResult, RealRadiusResult, Span
 from qertify.result import Verdict
 from qertify.specification.units import Unit
 

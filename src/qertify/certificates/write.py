@@ -30,7 +30,7 @@ from qertify.errors import CertificateError
 from qertify.importers.registry import ImportOptions
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
-from qertify.queries.radius import RadiusResult
+from qertify.queries.radius_result import RadiusResult
 from qertify.queries.robustness import RobustnessQuery
 from qertify.result import Evidence, Result, Verdict
 from qertify.search.proof import Multipliers as EngineMultipliers

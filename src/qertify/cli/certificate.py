@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qertify.certificates.format import Certificate
     from qertify.importers.registry import ImportOptions
     from qertify.network.network import Network
-    from qertify.queries.radius import RadiusResult
+    from qertify.queries.radius_result import RadiusResult
     from qertify.queries.robustness import RobustnessQuery
     from qertify.result import Result
     from qertify.search.question import Decision

@@ -29,6 +29,8 @@ from qertify.cli.render import render_radius
 from qertify.cli.supervisor import Channel
 from qertify.cli.workers import sharing
 from qertify.errors import InvalidInputError
+from qertify.queries.radius_result import RadiusResult, RealRadiusResult
+from qertify.result import Reason
 from qertify.specification.units import Unit, parse_rational, radius_in_levels
 
 
@@ -60,11 +62,12 @@ def radius_command(
         raise InvalidInputError("certificates of a radius speak of levels; certify one radius with 'verify'")
     notary = Notary(certificate)
     place = workers.place()
+    channel.draft(_nothing_known(radius_unit, labels, max_radius, options.method.value), as_json)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.question import ask
-    from qertify.queries.radius import RadiusResult, maximum_radius
-    from qertify.queries.real_radius import RealRadiusResult, maximum_real_radius
+    from qertify.queries.radius import maximum_radius
+    from qertify.queries.real_radius import maximum_real_radius
 
     imports = flags.options()
     asked_unit = Unit.PIXEL if radius_unit is Unit.PIXEL else Unit.LEVELS
@@ -108,6 +111,18 @@ def radius_command(
     answer: dict[str, Any] = result.to_json()
     status = 0 if result.exact else 3 if result.verified_radius is not None or result.reason is not None else 1
     return channel.finish(render_radius(answer, as_json, sys.stdout.isatty()), status)
+
+
+def _nothing_known(unit: Unit, labels: LabelFlags, largest: str | None, method: str) -> dict[str, Any]:
+    """The answer of a command that is stopped before it has read its model."""
+    asked: dict[str, Any] = {"reason": Reason.TIMEOUT, "target": labels.target, "ties": labels.ties.value}
+    stopped = (
+        RealRadiusResult("", "", -1, -1, None, None, None, None, False, 0.0, method, max_radius=largest, **asked)
+        if unit is Unit.REAL
+        else RadiusResult("", "", -1, -1, None, None, False, 0.0, method, radius_unit=unit.value, **asked)
+    )
+    unknown = {"model_digest": None, "runtime_profile": None, "label": labels.label, "predicted": None}
+    return {**stopped.to_json(), **unknown}
 
 
 def _largest(text: str | None, unit: Unit) -> Fraction | None:

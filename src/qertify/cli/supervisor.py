@@ -144,7 +144,7 @@ class _Watch:
             return self.status
         if self.draft is None:
             print(f"error: {note}", file=sys.stderr)
-            return status if status == INTERRUPTED else 2
+            return status
         from qertify.cli.render import render_answer
 
         unknown = {"reason": reason, "seconds": time.monotonic() - self.start, "explanation": [*self.lines, note]}

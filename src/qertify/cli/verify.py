@@ -68,12 +68,12 @@ def verify_command(
     check_writable(save_counterexample, ".npy", "--save-counterexample")
     notary = Notary(certificate)
     place = workers.place()
-    channel.limit(options.timeout, options.memory)
     stopped = Result(
         "", "", Verdict.UNKNOWN, -1, region.radius or "", (region.radius_unit or Unit.LEVELS).value, 0.0, options.method.value,
         reason=Reason.TIMEOUT, target=labels.target, ties=labels.ties.value,
     )  # fmt: skip
     channel.draft({**stopped.to_json(), "label": labels.label, "model_digest": None, "runtime_profile": None}, as_json)
+    channel.limit(options.timeout, options.memory)
 
     # the engines' array library takes a second to import: parsed and bad flags don't wait for it
     from qertify.cli.question import ask

@@ -23,6 +23,8 @@ from qertify.cli.flags import (
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
 from qertify.errors import InvalidInputError
+from qertify.queries.vnnlib_result import Answer, SpecificationResult
+from qertify.result import Reason
 
 EXIT_STATUS = {"unsat": 0, "sat": 1, "unknown": 3}
 
@@ -54,14 +56,16 @@ def vnnlib_command(
     if result_file is not None:
         check_writable(result_file, result_file.suffix, "--result-file")
         _write(result_file, "unknown\n")  # what stands should the command be stopped before it has understood the question
+    stopped = SpecificationResult("", "", Answer.UNKNOWN, 0, 0.0, options.method.value, Reason.TIMEOUT)
+    draft = {**stopped.to_json(), "property": str(property_)}
+    channel.draft({**draft, "model_digest": None, "runtime_profile": None, "parts": None}, as_json)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.pairing import confirm
     from qertify.importers.original import Original
     from qertify.importers.registry import load_model
-    from qertify.queries.vnnlib import Answer, SpecificationResult, decide_specification
+    from qertify.queries.vnnlib import decide_specification
     from qertify.queries.vnnlib_pair import decide_pair_specification
-    from qertify.result import Reason
     from qertify.specification.vnnlib import read_vnnlib
 
     specification = read_vnnlib(property_)
@@ -74,10 +78,8 @@ def vnnlib_command(
     network = load_model(model if second is None else second, imports)
     original = None if second is None else Original(model, imports).load()
     parts = len(specification.parts)
-    stopped = SpecificationResult(
-        network.digest, network.runtime_profile, Answer.UNKNOWN, parts, 0.0, options.method.value, Reason.TIMEOUT
-    )
-    channel.draft({**stopped.to_json(), "property": str(property_)}, as_json)
+    known = {"model_digest": network.digest, "runtime_profile": network.runtime_profile, "parts": parts}
+    channel.draft({**draft, **known, "exactness": network.exactness}, as_json)
     if result_file is not None and options.timeout is not None:
         _write(result_file, stopped.competition_text())
     outputs = specification.outputs // specification.networks

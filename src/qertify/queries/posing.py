@@ -16,8 +16,7 @@ from qertify.errors import InvalidInputError, ReplayError
 from qertify.inputs import Rows, read_row
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
-from qertify.queries.radius import RadiusResult
-from qertify.queries.real_radius import RealRadiusResult
+from qertify.queries.radius_result import RadiusResult, RealRadiusResult
 from qertify.queries.robustness import RobustnessQuery, local_robustness
 from qertify.result import Reason, Result, Verdict
 from qertify.runtimes.base import RUNTIMES, runner, runtime_of

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,90 +19,16 @@ from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
-from qertify.queries.radius import RadiusResult, Span, fields_of, plain
+from qertify.queries.radius_result import RealRadiusResult
 from qertify.queries.radius_search import RadiusSearch
 from qertify.queries.robustness import RobustnessQuery, local_robustness, verify
-from qertify.result import Counterexample, Evidence, Reason, Result, Verdict
+from qertify.result import Counterexample, Result, Verdict
 from qertify.runtimes.base import RUNTIMES, Runtime, runtime_of
 from qertify.runtimes.rings import Rings, code_rings, real_rings
 from qertify.specification.judge import Run
 from qertify.specification.property import Ties
 from qertify.specification.region import IntegerBox, exact_array, linf_ball
 from qertify.specification.units import Unit, radius_in_levels
-
-
-@dataclass(frozen=True, slots=True)
-class RealRadiusResult:
-    """The answer to a radius query in the model's own input domain. JSON has the same fields.
-
-    Attributes:
-        verified_radius: proved robust at this radius and every smaller one; None if the label loses at the centre already.
-        refuted_radius: a counterexample lies within it; None if none is known. Both are safe when read as decimals.
-        verified_below: exact rational as text: proved at every radius below it; None if the centre is wrong, or no end is known
-            up to ``max_radius``.
-        refuted_at: exact rational as text: the counterexample's distance.
-        exact: the two are one number, the least upper bound of robust radii; or nothing larger is left to ask.
-        reason, counterexample, questions, evidence: as of `qertify.queries.radius.RadiusResult`.
-    """
-
-    model_digest: str
-    runtime_profile: str
-    label: int
-    predicted: int
-    verified_radius: float | None
-    refuted_radius: float | None
-    verified_below: str | None
-    refuted_at: str | None
-    exact: bool
-    seconds: float
-    method: str
-    radius_unit: str = "real"
-    reason: Reason | None = None
-    target: int | None = None
-    ties: str = "first"
-    max_radius: str | None = None
-    nodes: int = 0
-    questions: int = 0
-    counterexample: Counterexample | None = None
-    evidence: Evidence | None = None
-
-    @property
-    def misclassified(self) -> bool:
-        """Whether the label loses at the centre."""
-        return self.verified_radius is None and self.reason is None
-
-    @property
-    def span(self) -> Span:
-        """The same as exact numbers."""
-        if self.misclassified:
-            return Span(refuted=Fraction(0))
-        refuted = None if self.refuted_at is None else Fraction(self.refuted_at)
-        if self.verified_below is not None:
-            return Span(Fraction(self.verified_below), refuted, below=True)
-        end = None if self.verified_radius is None else self.max_radius or repr(self.verified_radius)
-        return Span(None if end is None else Fraction(end), refuted)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return plain(asdict(self))
-
-    @staticmethod
-    def from_json(data: dict[str, Any]) -> RealRadiusResult:
-        """The inverse of `to_json`.
-
-        Raises:
-            ValueError: another schema version.
-        """
-        return RealRadiusResult(**fields_of(data))
-
-
-def radius_result(data: dict[str, Any]) -> RadiusResult | RealRadiusResult:
-    """Whichever of the two this JSON is.
-
-    Raises:
-        ValueError: another schema version.
-    """
-    return (RealRadiusResult if data.get("radius_unit") == Unit.REAL.value else RadiusResult).from_json(data)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

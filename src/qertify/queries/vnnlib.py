@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,8 +15,9 @@ from qertify.network.ranges import ranges
 from qertify.network.tensor import QuantizationParameters
 from qertify.options import Options
 from qertify.queries.vnnlib_boxes import codes_box, real_ends
-from qertify.queries.vnnlib_replay import Assignment, replay
-from qertify.result import SCHEMA_VERSION, Evidence, Reason
+from qertify.queries.vnnlib_replay import replay
+from qertify.queries.vnnlib_result import Answer, Assignment, SpecificationResult
+from qertify.result import Evidence, Reason
 from qertify.runtimes.base import runner
 from qertify.runtimes.saturation import CpuClass, arithmetic_doubts, host_cpu_class
 from qertify.search.portfolio import Decision, decide
@@ -34,65 +33,6 @@ ORDERED = ("float32", "ranks")
 KINDS = {"float32": "sums in float32", "ranks": "scaled sums", "softmax": "their softmax", "argmax": "their argmax"}
 _STRENGTH = (Evidence.SOLVER_CLAIM, Evidence.EXACT_SOLVER, Evidence.EXACT_SEARCH, Evidence.EXACT_BOUNDS)
 """Evidence from weak to strong: a proof in parts is as good as its weakest one."""
-
-
-class Answer(str, Enum):
-    """Whether the violation that a property states exists."""
-
-    SAT = "sat"
-    UNSAT = "unsat"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class SpecificationResult:
-    """The answer to one VNN-LIB property; the fields of the command line's JSON.
-
-    Attributes:
-        parts: input boxes of the property.
-        explanation: one line a stage.
-        exactness: "exact", or "enclosure": unsat then holds for every run that the enclosure allows, sat for the runtime's own.
-    """
-
-    model_digest: str
-    runtime_profile: str
-    verdict: Answer
-    parts: int
-    seconds: float
-    method: str
-    reason: Reason | None = None
-    evidence: Evidence | None = None
-    cpu_class: str | None = None
-    nodes: int = 0
-    solver: str | None = None
-    counterexample: Assignment | None = None
-    explanation: tuple[str, ...] = ()
-    exactness: str = "exact"
-
-    def __post_init__(self) -> None:
-        if (self.verdict is Answer.SAT) != (self.counterexample is not None):
-            raise ValueError("sat needs a replayed counterexample")
-        if (self.verdict is Answer.UNKNOWN) != (self.reason is not None):
-            raise ValueError("unknown needs a reason")
-        if self.verdict is Answer.UNSAT and self.evidence is None:
-            raise ValueError("unsat needs named evidence")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        from qertify._version import __version__
-
-        data = asdict(self)
-        for key in ("verdict", "reason", "evidence"):
-            data[key] = None if data[key] is None else data[key].value
-        return {"schema_version": SCHEMA_VERSION, "qertify_version": __version__, **data}
-
-    def competition_text(self) -> str:
-        """VNN-COMP's result file: sat, unsat, timeout or unknown, and the counterexample."""
-        if self.counterexample is None:
-            return "timeout\n" if self.reason is Reason.TIMEOUT else f"{self.verdict.value}\n"
-        pairs = [f"(X_{index} {value})" for index, value in enumerate(self.counterexample.input)]
-        pairs += [f"(Y_{index} {value})" for index, value in enumerate(self.counterexample.output)]
-        return "sat\n(" + "\n".join(pairs) + ")\n"
 
 
 def decide_specification(

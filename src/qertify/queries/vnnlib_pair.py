@@ -12,9 +12,10 @@ from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.options import Options
 from qertify.queries.equivalence import DifferingInput, Equivalence, EquivalenceResult, equivalence
-from qertify.queries.vnnlib import Answer, SpecificationResult, check_size, weakest, with_meaning
+from qertify.queries.vnnlib import check_size, weakest, with_meaning
 from qertify.queries.vnnlib_boxes import codes_box, ends
-from qertify.queries.vnnlib_replay import Assignment, texts
+from qertify.queries.vnnlib_replay import texts
+from qertify.queries.vnnlib_result import Answer, Assignment, SpecificationResult
 from qertify.result import Evidence, Reason
 from qertify.runtimes.base import RUNTIMES, runtime_of
 from qertify.search.comparison import EquivalenceQuery

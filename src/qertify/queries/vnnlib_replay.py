@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -13,32 +12,11 @@ from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.tensor import IntegerArray
 from qertify.queries.vnnlib_boxes import real_ends
+from qertify.queries.vnnlib_result import Assignment
 from qertify.runtimes.base import RUNTIMES, runtime_of
 from qertify.specification.formula import Part
 from qertify.specification.linear import holds, output_values
 from qertify.specification.region import IntegerBox
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """An input and its outputs that satisfy the property's statement, replayed.
-
-    Attributes:
-        levels: input codes, flattened in C order.
-        input: the same as the model reads it: exact decimal numbers as text.
-        outputs: output codes.
-        output: the numbers that the model returns: by the runtime if it was replayed there, else exact; as text.
-        replayed_on: "reference", or the runtime that confirmed it as well.
-        holds_in_runtime: whether the runtime's own outputs, which are rounded to float32, satisfy the statement, too; None
-            if it was not replayed there.
-    """
-
-    levels: tuple[int, ...]
-    input: tuple[str, ...]
-    outputs: tuple[int, ...]
-    output: tuple[str, ...]
-    replayed_on: str = "reference"
-    holds_in_runtime: bool | None = None
 
 
 def replay(

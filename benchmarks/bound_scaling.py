@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from qertify.bounds.chords import initial_multipliers
 from qertify.bounds.dual import prove
-from qertify.bounds.interior_point import initial_multipliers
 from qertify.bounds.operate import compile_operators
 from qertify.network.network import Network
 from qertify.network.nodes import Convolution, Dense, Input, Node, PoolSum, Rearrange, Staircase, Window, per_channel_rows

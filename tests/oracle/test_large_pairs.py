@@ -11,10 +11,10 @@ import torch
 
 from qertify.attack.gradient import forward
 from qertify.bounds import difference, operate_real
+from qertify.bounds.chords import first_multipliers, initial_multipliers
 from qertify.bounds.difference import Joint, compile_difference
 from qertify.bounds.dual import prove
 from qertify.bounds.first_order import FirstOrder
-from qertify.bounds.interior_point import first_multipliers, initial_multipliers
 from qertify.bounds.pairing import find_pairs
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from qertify.bounds import refine as refine_module
+from qertify.bounds.chords import initial_multipliers
 from qertify.bounds.dual import Domains, prove
 from qertify.bounds.first_order import FirstOrder
-from qertify.bounds.interior_point import initial_multipliers
 from qertify.bounds.operate import compile_operators
 from qertify.bounds.program import Program
 from qertify.bounds.refine import refine

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from qertify.attack.gradient import forward, gradient
+from qertify.bounds.chords import initial_multipliers
 from qertify.bounds.compile import compile_program
 from qertify.bounds.dual import Domains, prove
-from qertify.bounds.interior_point import initial_multipliers
 from qertify.bounds.operate import compile_operators
 from qertify.bounds.program import Program
 from qertify.bounds.tighten import retighten

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from qertify.bounds.chords import Following, initial_multipliers
 from qertify.bounds.difference_range import LINK_PARTS, linked_difference, rounding_range, value_difference
 from qertify.bounds.dual import Domains, prove
 from qertify.bounds.first_order import FirstOrder
 from qertify.bounds.forms import Bounds, Coupling, DenseForms, Forms, Mixture, OutputRows, Value
 from qertify.bounds.input_relation import InputRelation
-from qertify.bounds.interior_point import Following, initial_multipliers
 from qertify.bounds.operator_forms import OperatorForms
 from qertify.bounds.program import Program
 from qertify.bounds.sides import Pair, QuantizedSide, RealSide

@@ -1,11 +1,11 @@
 """Multipliers by a batched primal-dual interior-point method.
 
 The best λ of `qertify.bounds.dual` is the dual optimum of the linear program over the convex hulls of all staircases.
-Each unit is a convex combination (weights w) of its corners, each input lies in its interval, and coupled pairs of inputs
-are convex combinations (weights v) of theirs; the normal equations of
-Mehrotra's predictor-corrector method are then N×N, one system a domain, and are solved in batch. The dual iterates are
-feasible from the start, so every one of them yields a valid bound, and 6–8 iterations usually reach the optimum to
-within a unit. Nothing here is trusted: `qertify.bounds.dual.prove` judges the result in integers.
+Each unit's point (z, y) is a convex combination of its hull's corners, so is each coupled pair of inputs, and every other
+input lies in its interval; the normal equations of Mehrotra's predictor-corrector method are then N×N, one system a
+domain, and are solved in batch. The dual iterates are feasible from the start, so every one of them yields a valid bound,
+and 6–8 iterations usually reach the optimum to within a unit. Nothing here is trusted: `qertify.bounds.dual.prove` judges
+the result in integers.
 (S. Mehrotra, "On the implementation of a primal-dual interior point method", SIAM J. Optim. 2, 1992.)
 """
 
@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
 
+from qertify.bounds.chords import first_multipliers
 from qertify.bounds.dual import EXACT, Domains, corners, magnitude, value
 from qertify.bounds.program import Program
 
 ITERATIONS = 12
 ACCURACY = 0.1
 OUTER_LIMIT = 1 << 25
-"""Largest number of entries of the table of outer products (256 MiB of float64)."""
+"""Largest number of entries of the table of outer products (128 MiB of float32)."""
 NORMAL_LIMIT = 1 << 24
 """Largest number of entries of the normal matrices of a batch (128 MiB of float64)."""
 UNIT_LIMIT = 3000
@@ -32,7 +32,8 @@ UNIT_LIMIT = 3000
 HULL = (0, 4, 1, 3, 6, 7)
 """Those of the `corners` that span the hull of an even staircase, with the least value at 0 and the greatest at 3."""
 STEP_FRACTION = 0.97
-REGULARIZATION = 1e-9
+CROWDED = 0.75
+"""Part of a batch that may be left before those that are done are dropped; dropping copies all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,274 +56,234 @@ class Relaxation:
     slopes: Tensor | None = None
 
 
-class Following(Enum):
-    """Which rows take the weights of rectifiers over that have both phases."""
-
-    NONE = "none"
-    VALUES = "values"
-    """Those of the difference of values alone."""
-    LINKS = "links"
-    """Those of the difference less a part of that of the accumulators, each for the sign that it is made for."""
+REGULARIZATION = {torch.float32: 1e-6, torch.float64: 1e-9}
 
 
-def initial_multipliers(program: Program, domains: Domains, following: Following = Following.NONE) -> Tensor:
-    """λ_u = a_u · (slope of the chord of σ_u), from the last block to the first. Shape (batch, N).
-
-    Args:
-        following: the weight that rows take over goes on from there.
-    """
-    slope = _chords(program, domains)
-    falling = slope
-    if following is not Following.NONE and program.follows is not None and program.takes is not None:
-        partner = program.follows.clamp(min=0)
-        unstable = (domains.low[:, partner] < 0) & (domains.high[:, partner] > 0) & (program.follows >= 0)
-        rising_rows, falling_rows = (
-            unstable & ((program.takes == 0) | (program.takes == sign) & (following is Following.LINKS)) for sign in (1, -1)
-        )
-        slope, falling = torch.where(rising_rows, 1.0, slope), torch.where(falling_rows, 1.0, slope)
-    result = torch.zeros_like(domains.objective)
-
-    def follow(start: int, stop: int, weight: Tensor) -> Tensor:
-        result[:, start:stop] = weight * torch.where(weight > 0, slope[:, start:stop], falling[:, start:stop])
-        return result[:, start:stop]
-
-    program.backward(domains.objective, follow)
-    return result
+def _longest(value: Tensor, change: Tensor, fraction: float = 1.0) -> Tensor:
+    """That part of the longest step that keeps all of value + step·change ≥ 0, at most 1; (batch, 1)."""
+    return -fraction / (change / value).amin(1, keepdim=True).clamp(max=-fraction)
 
 
-def _chords(program: Program, domains: Domains) -> Tensor:
-    first, last = program.values(domains.low), program.values(domains.high)
-    slope = (last - first) / (domains.high - domains.low).clamp(min=1)
-    return torch.minimum(slope, 1 / program.spacing) * program.has_value
-
-
-def first_multipliers(program: Program, domains: Domains) -> Tensor:
-    """The best of these, domain by domain."""
-    result = initial_multipliers(program, domains)
-    if program.follows is None:
-        return result
-    z, y = corners(program, domains.low, domains.high)
-    best = value(program, domains, z, y, result)
-    for following in (Following.VALUES, Following.LINKS):
-        others = initial_multipliers(program, domains, following)
-        found = value(program, domains, z, y, others)
-        result = torch.where((found > best)[:, None], others, result)
-        best = torch.maximum(best, found)
-    return result
-
-
-def _longest(relative_change: Tensor) -> Tensor:
-    """The longest step that keeps value·(1 + step·relative_change) ≥ 0, given the least relative change, per domain."""
-    return torch.where(relative_change < 0, -1 / relative_change, torch.inf)
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    """The solution of factor·factorᵀ·x = right, (batch, N)."""
+    half = torch.linalg.solve_triangular(factor, right[..., None], upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)[..., 0]
 
 
 class _Gram:
     """matrix · diag(d) · matrixᵀ for a batch of d.
 
     As long as the table fits, all outer products of the matrix's columns are kept, so that one matrix product gives the
-    triangles of the whole batch: several times faster than scaling the matrix once a domain. ``kind`` is the table's type.
+    triangles of the whole batch: several times faster than scaling the matrix once a domain.
     """
 
-    def __init__(self, matrix: Tensor, kind: torch.dtype) -> None:
+    def __init__(self, matrix: Tensor) -> None:
         rows = torch.nonzero((matrix != 0).any(1))[:, 0]
         columns = torch.nonzero((matrix != 0).any(0))[:, 0]
         self._matrix, self._columns, self._size = matrix[rows][:, columns], columns, matrix.shape[0]
+        self._all = len(columns) == matrix.shape[1]
         first, second = torch.tril_indices(len(rows), len(rows), device=matrix.device)
         self._below = rows[first] * self._size + rows[second]
         self._fits = len(first) * len(columns) <= OUTER_LIMIT
-        self._table = (self._matrix[first] * self._matrix[second]).T.to(kind).contiguous() if self._fits else self._matrix
+        self._table = (self._matrix[first] * self._matrix[second]).T.contiguous() if self._fits else self._matrix
         self._rows = rows
 
     def add_to(self, normal: Tensor, d: Tensor) -> None:
         """Add the lower triangle to normal, (batch, N, N), in place; d is (batch, columns of the matrix)."""
         if not self._columns.numel():
             return
-        d = d[:, self._columns]
+        d = d if self._all else d[:, self._columns]
         if self._fits:
-            most = d.amax(1, keepdim=True)
-            triangle = ((d / most).to(self._table.dtype) @ self._table) * most
-            normal.view(len(normal), -1).index_add_(1, self._below, triangle)
+            normal.view(len(normal), -1).index_add_(1, self._below, d @ self._table)
         else:
             square = (self._matrix[None] * d[:, None, :]) @ self._matrix.T
             normal[:, self._rows[:, None], self._rows[None, :]] += square
 
 
-def _kind(program: Program) -> torch.dtype:
-    """Of the table: directions need not be exact, single precision is twice as fast; coefficients of reals differ too much."""
-    return torch.float32 if program.divisor is None else torch.float64
+class _Form:
+    """What depends on the program only.
 
-
-class _Inputs:
-    """The inputs of a program: those that are free in their intervals, n of them, and m coupled pairs with their corners."""
+    Inputs are either free in their intervals, n of them, or coupled pairs. A *hull* is a unit's or, after the N units, a
+    pair's, H of them; its coordinates are y and z of the unit, or both inputs.
+    """
 
     def __init__(self, program: Program) -> None:
+        # directions need not be exact, single precision is twice as fast; coefficients of reals differ too much
+        self.kind = torch.float32 if program.divisor is None else torch.float64
         count, device = program.input_matrix.shape[1], program.input_matrix.device
         empty = torch.zeros(0, 2, dtype=torch.long, device=device)
         self._pairs = empty if program.coupled is None else program.coupled
         free = torch.ones(count, dtype=torch.bool, device=device)
         free[self._pairs.reshape(-1)] = False
         self._free, self._count = torch.nonzero(free)[:, 0], count
-        self.low, self.high = program.input_low[free], program.input_high[free]
-        self.matrix = program.input_matrix[:, free]
-        self.gram = _Gram(self.matrix, _kind(program))
-        self._first, self._second = (program.input_matrix[:, column] for column in self._pairs.T)
-        none = torch.zeros(0, 8, 2, dtype=torch.float64, device=device)
-        self.corners = none if program.coupled_corners is None else program.coupled_corners
+        self.low, self.high = (end[free].to(self.kind) for end in (program.input_low, program.input_high))
+        self.inputs = program.input_matrix[:, free].to(self.kind)
+        self.units = program.unit_matrix.to(self.kind)
+        self.pairs = program.input_matrix[:, self._pairs.T.reshape(-1)].to(self.kind)
+        pair_corners = torch.zeros(0, 8, 2) if program.coupled_corners is None else program.coupled_corners
+        self.pair_corners = pair_corners.to(device, self.kind).permute(2, 1, 0)  # (2, 8, m)
+        self.constant = program.constant.to(self.kind) + self.inputs @ self.low
+        self.input_gram, self.unit_gram = _Gram(self.inputs), _Gram(self.units)
+        self.linked = torch.nonzero((self.units != 0).any(1))[:, 0]
+        self.even = not bool(program.unevenness.any()) and not len(self._pairs)
 
-    def pair_cost(self, total: Tensor) -> Tensor:
-        """Reduced cost of every corner of the pairs, (batch, m, 8), for multipliers of the equations (batch, N)."""
-        first, second = (total @ self._first)[..., None], (total @ self._second)[..., None]
-        return first * self.corners[..., 0] + second * self.corners[..., 1]
-
-    def flow(self, weights: Tensor) -> Tensor:
-        """What weighted corners, (batch, m, 8), add to the accumulators, (batch, N)."""
-        mean = torch.einsum("bmk,mkc->cbm", weights, self.corners)
-        return mean[0] @ self._first.T + mean[1] @ self._second.T
-
-    def add_to(self, normal: Tensor, d: Tensor, centre: Tensor) -> None:
-        """Add the pairs' part of the normal matrices, (batch, N, N), in place."""
+    def price(self, multipliers: Tensor, total: Tensor) -> Tensor:
+        """What each coordinate of each hull costs, (batch, 2, H), for multipliers and total weights of the equations."""
+        units = torch.stack([total @ self.units, -multipliers], dim=1)
         if not len(self._pairs):
-            return
-        off = self.corners - centre[:, :, None, :]
-        aa, ab, bb = (torch.einsum("bmk,bmk,bmk->bm", d, off[..., i], off[..., j]) for i, j in ((0, 0), (0, 1), (1, 1)))
-        for row in range(len(normal)):
-            mixed = self._first * ab[row]
-            normal[row] += (self._first * aa[row] + self._second * ab[row]) @ self._first.T
-            normal[row] += (mixed + self._second * bb[row]) @ self._second.T
+            return units
+        return torch.cat([units, (total @ self.pairs).unflatten(1, (2, -1))], dim=2)
 
-    def all(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Every input, (batch, inputs)."""
-        result = x.new_empty(len(x), self._count)
-        result[:, self._free] = x
-        for side in (0, 1):
-            result[:, self._pairs[:, side]] = (weights * self.corners[..., side]).sum(-1)
+    def flow(self, point: Tensor) -> Tensor:
+        """What the hulls' points, (batch, 2, H), leave in the equations, (batch, N)."""
+        count = len(self.units)
+        result = torch.addmm(-point[:, 1, :count], point[:, 0, :count], self.units.T)
+        return torch.addmm(result, point[:, :, count:].flatten(1), self.pairs.T) if len(self._pairs) else result
+
+    def normal(self, freedom: Tensor, yy: Tensor, yz: Tensor, zz: Tensor) -> Tensor:
+        """The normal matrices, (batch, N, N), up to the diagonal, from the inputs' freedom and the hulls' moments."""
+        count = len(self.units)
+        result = torch.zeros(len(freedom), count, count, dtype=self.kind, device=freedom.device)
+        self.input_gram.add_to(result, freedom)
+        self.unit_gram.add_to(result, yy[:, :count])
+        if len(self.linked):
+            result[:, self.linked] -= self.units[self.linked] * yz[:, None, :count]
+        first, second = self.pairs.chunk(2, dim=1)
+        for row in range(len(result) if len(self._pairs) else 0):
+            aa, ab, bb = yy[row, count:], yz[row, count:], zz[row, count:]
+            result[row] += (first * aa + second * ab) @ first.T + (first * ab + second * bb) @ second.T
+        torch.diagonal(result, dim1=1, dim2=2).add_(zz[:, :count])
         return result
 
-
-def _slacks(cost: Tensor) -> Tensor:
-    """Positive slacks for the costs of corners, (batch, count, 8)."""
-    shift = (cost.amax(-1) - cost.amin(-1)).mean(-1, keepdim=True).nan_to_num() * 0.3 + 1e-6
-    return cost - (cost.amin(-1) - shift)[..., None]
+    def all_inputs(self, below: Tensor, points: Tensor) -> Tensor:
+        """Every input, (batch, inputs), from what the free ones are above their least value and the hulls' points."""
+        x = below.double() + self.low
+        if not len(self._pairs):
+            return x
+        result = x.new_empty(len(x), self._count)
+        result[:, self._free] = x
+        result[:, self._pairs.T] = points[:, :, len(self.units) :].double()
+        return result
 
 
 class _Iterate:
     """The primal-dual point of a batch of domains.
 
-    Primal: x, w, v. Dual: λ, with slacks p, q of the input bounds, s of w and t of v.
+    Attributes:
+        corners: (batch, 2, C, H).
+        primal: (batch, K): each free input above its least and below its greatest value, and the weights of corners.
+        dual: (batch, K), the slacks that belong to them.
+        multipliers, least: λ, (batch, N), and the least cost of each hull, (batch, H).
+        points: (batch, 2, H), the hulls' weighted means.
+        residual: (batch, N), what the equations lack at the primal point.
     """
 
-    def __init__(self, program: Program, domains: Domains, inputs: _Inputs, values: _Gram) -> None:
-        self.program, self.domains, self.inputs, self.value_gram = program, domains, inputs, values
-        self.z, self.y = corners(program, domains.low, domains.high)
-        if not bool(program.unevenness.any()):
-            self.z, self.y = self.z[..., list(HULL)], self.y[..., list(HULL)]
-        batch, units, corner_count = self.z.shape
-        self.multipliers = first_multipliers(program, domains)
-        self.linked = bool(program.unit_matrix.any())
-        self.x = ((inputs.low + inputs.high) / 2).expand(batch, -1).clone()
-        self.w = torch.full((batch, units, corner_count), 1 / corner_count, dtype=torch.float64, device=self.z.device)
-        self.v = torch.full((batch, *inputs.corners.shape[:2]), 1 / corner_count, dtype=torch.float64, device=self.z.device)
-        costs, cost, pair_cost = self._costs()
-        shift = costs.abs().mean(-1, keepdim=True).nan_to_num() * 0.3 + 1e-6
-        self.p = costs.clamp(min=0) + shift
-        self.q = (-costs).clamp(min=0) + shift
-        self.s, self.t = _slacks(cost), _slacks(pair_cost)
-
-    def _costs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Reduced costs of the free inputs, (batch, n), and of every corner, (batch, N, 8) and (batch, m, 8)."""
-        total = self.domains.objective + self.multipliers
-        slope = total @ self.program.unit_matrix
-        cost = slope[..., None] * self.y - self.multipliers[..., None] * self.z
-        return total @ self.inputs.matrix, cost, self.inputs.pair_cost(total)
-
-    def all_inputs(self) -> Tensor:
-        """Every input of the program, (batch, n)."""
-        return self.inputs.all(self.x, self.v)
+    def __init__(self, program: Program, domains: Domains, form: _Form) -> None:
+        self.program, self.domains, self.form = program, domains, form
+        z, y = corners(program, domains.low, domains.high)
+        crowded = (y[..., 3] - y[..., 0] > 3) & (program.unevenness > 0)
+        picked = list(HULL) if form.even else list(range(8))
+        batch, units, kind = len(domains), len(program.units), form.kind
+        hulls = units + form.pair_corners.shape[2]
+        self.corners = torch.empty(batch, 2, len(picked), hulls, dtype=kind, device=z.device)
+        self.corners[:, 0, :, :units], self.corners[:, 1, :, :units] = y[..., picked].mT, z[..., picked].mT
+        if not form.even:
+            self.corners[..., units:] = form.pair_corners
+        self.penalty = torch.where(crowded, program.unevenness, 0.0).to(kind)
+        self.objective = domains.objective.to(kind)
+        self.multipliers = first_multipliers(program, domains).to(kind)
+        total = self.objective + self.multipliers
+        slope, price = total @ form.inputs, form.price(self.multipliers, total)
+        cost = (price[:, :, None] * self.corners).sum(1)
+        width = form.high - form.low
+        middle = (width / 2).expand(batch, -1)
+        weight = torch.full((batch, cost[0].numel()), 1 / len(picked), dtype=kind, device=z.device)
+        self.primal = torch.cat([middle, middle, weight], dim=1)
+        shift = slope.abs().mean(-1, keepdim=True).nan_to_num() * 0.3 + 1e-6
+        spread = (cost.amax(1) - cost.amin(1)).mean(-1, keepdim=True).nan_to_num() * 0.3 + 1e-6
+        self.least = cost.amin(1) - spread
+        slack = (cost - self.least[:, None]).flatten(1)
+        self.dual = torch.cat([slope.clamp(min=0) + shift, (-slope).clamp(min=0) + shift, slack], dim=1)
+        self.points = self.corners.mean(2)
+        self.residual = form.constant + middle @ form.inputs.T + form.flow(self.points)
 
     def pick(self, keep: Tensor) -> None:
         """Drop the domains that are done."""
         self.domains = self.domains.pick(keep)
-        for name in ("z", "y", "multipliers", "x", "w", "v", "p", "q", "s", "t"):
+        for name in ("corners", "penalty", "objective", "multipliers", "primal", "dual", "least", "points", "residual"):
             setattr(self, name, getattr(self, name)[keep])
 
     def gap(self) -> Tensor:
         """The duality gap of a primal feasible point; an estimate before."""
-        below, above = self.x - self.inputs.low, self.inputs.high - self.x
-        return (below * self.p + above * self.q).sum(-1) + (self.w * self.s).sum((-1, -2)) + (self.v * self.t).sum((-1, -2))
+        return torch.linalg.vecdot(self.primal, self.dual)
+
+    def bound(self) -> Tensor:
+        """A bound on the objective, (batch,): nearly g(λ), from below."""
+        form, count = self.form, len(self.form.low)
+        total = self.objective + self.multipliers
+        result = total @ form.constant - self.dual[:, count : 2 * count] @ (form.high - form.low) + self.least.sum(-1)
+        if self.program.slack is not None:
+            result -= total.abs() @ self.program.slack
+        return (result - (self.multipliers.abs() * self.penalty).sum(-1)).double()
+
+    def point(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Every input, (batch, inputs), and z and y of the units, (batch, N) each."""
+        form = self.form
+        points = self.points[:, :, : len(form.units)].double()
+        return form.all_inputs(self.primal[:, : len(form.low)], self.points), points[:, 1], points[:, 0]
 
     def advance(self) -> None:
         """One predictor-corrector step."""
-        program = self.program
-        inputs, units, pairs = self.inputs.matrix, program.unit_matrix, self.inputs
-        below, above = self.x - pairs.low, pairs.high - self.x
-        count = 2 * self.x.shape[1] + self.w[0].numel() + self.v[0].numel()
-        gap = self.gap()
-        mean_y, mean_z = (self.w * self.y).sum(-1), (self.w * self.z).sum(-1)
-        residual = program.constant + self.x @ inputs.T + mean_y @ units.T - mean_z + pairs.flow(self.v)
-        missing, pairs_missing = 1 - self.w.sum(-1), 1 - self.v.sum(-1)
-        freedom = 1 / (self.p / below + self.q / above)
-        d = self.w / self.s
-        total = d.sum(-1)
-        centre_y, centre_z = (d * self.y).sum(-1) / total, (d * self.z).sum(-1) / total
-        off_y, off_z = self.y - centre_y[..., None], self.z - centre_z[..., None]
-        d_off_y = d * off_y
-        yy, yz, zz = (d_off_y * off_y).sum(-1), (d_off_y * off_z).sum(-1), (d * off_z * off_z).sum(-1)
-        normal = torch.zeros(len(gap), len(units), len(units), dtype=gap.dtype, device=gap.device)
-        self.inputs.gram.add_to(normal, freedom)
-        self.value_gram.add_to(normal, yy)
-        pair_d = self.v / self.t
-        pair_total = pair_d.sum(-1)
-        pair_centre = torch.einsum("bmk,mkc->bmc", pair_d, pairs.corners) / pair_total[..., None]
-        pairs.add_to(normal, pair_d, pair_centre)
-        if self.linked:
-            normal -= units * yz[:, None, :]  # below the diagonal, which is all that is factorised
-        torch.diagonal(normal, dim1=1, dim2=2).add_(zz)
-        scale = torch.diagonal(normal, dim1=1, dim2=2).clamp(min=1e-12).rsqrt()
-        normal.mul_(scale[:, :, None]).mul_(scale[:, None, :])
-        torch.diagonal(normal, dim1=1, dim2=2).add_(REGULARIZATION)
-        factor = torch.linalg.cholesky_ex(normal)[0]
+        form, count = self.form, len(self.form.low)
+        gap = self.gap()[:, None]
+        ratio = self.dual / self.primal
+        freedom = 1 / (ratio[:, :count] + ratio[:, count : 2 * count])
+        d = (1 / ratio[:, 2 * count :]).view(len(gap), *self.corners.shape[2:])
+        total = d.sum(1)
+        centre = (d[:, None] * self.corners).sum(2) / total[:, None]
+        off = self.corners - centre[:, :, None]
+        weighted = d[:, None] * off
+        moments = (weighted * off).sum(2)
+        normal = form.normal(freedom, moments[:, 0], (weighted[:, 0] * off[:, 1]).sum(1), moments[:, 1])
+        diagonal = torch.diagonal(normal, dim1=1, dim2=2)
+        diagonal.mul_(1 + REGULARIZATION[form.kind]).clamp_(min=1e-12)
+        factor, failed = torch.linalg.cholesky_ex(normal)
+        torch.diagonal(factor, dim1=1, dim2=2).masked_fill_((failed > 0)[:, None], torch.nan)  # leaves the batch
 
-        def solve(
-            for_p: Tensor | float, for_q: Tensor | float, for_w: Tensor | float, for_v: Tensor | float
-        ) -> tuple[Tensor, ...]:
-            push = for_p / below - for_q / above - self.p + self.q
-            e = for_w / self.s - self.w
-            lack = (missing - e.sum(-1)) / total
-            flow_y, flow_z = (self.y * e).sum(-1) + centre_y * lack * total, (self.z * e).sum(-1) + centre_z * lack * total
-            pair_e = for_v / self.t - self.v
-            pair_lack = (pairs_missing - pair_e.sum(-1)) / pair_total
-            pair_flow = pairs.flow(pair_e + pair_d * pair_lack[..., None])
-            right = residual + (freedom * push) @ inputs.T + flow_y @ units.T - flow_z + pair_flow
-            change = scale * torch.cholesky_solve((scale * right)[..., None], factor)[..., 0]
-            slope = change @ units
-            drift = slope[..., None] * self.y - change[..., None] * self.z
-            level = lack + (d * drift).sum(-1) / total
-            dx = freedom * (push - change @ inputs)
-            dp, dq = (for_p - self.p * dx) / below - self.p, (for_q + self.q * dx) / above - self.q
-            ds = drift - level[..., None]
-            pair_drift = pairs.pair_cost(change)
-            pair_level = pair_lack + (pair_d * pair_drift).sum(-1) / pair_total
-            dt = pair_drift - pair_level[..., None]
-            return change, dx, dp, dq, ds, e - d * ds, dt, pair_e - pair_d * dt
+        def solve(push: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+            """Changes of λ, of the hulls' least costs and points, of ``primal`` and ``dual``, for an aim of products over
+            ``primal``, less ``dual``."""
+            first, second, rest = push[:, :count], push[:, count : 2 * count], push[:, 2 * count :].view_as(d)
+            drive = first - second
+            e = rest * d
+            given = (e[:, None] * self.corners).sum(2) - centre * e.sum(1)[:, None]
+            right = self.residual + (freedom * drive) @ form.inputs.T + form.flow(given)
+            change = _solve(factor, right)
+            price = form.price(change, change)
+            lack = -e.sum(1) / total
+            level = lack + (price * centre).sum(1)
+            slack = (price[:, :, None] * self.corners).sum(1) - level[:, None]
+            dx = freedom * (drive - change @ form.inputs)
+            weights = e - d * slack
+            primal = torch.cat([dx, -dx, weights.flatten(1)], dim=1)
+            dual = torch.addcmul(push, ratio, primal, value=-1)
+            dual[:, 2 * count :] = slack.flatten(1)
+            return change, level, weights, primal, dual
 
-        def steps(dx: Tensor, dp: Tensor, dq: Tensor, ds: Tensor, dw: Tensor, dt: Tensor, dv: Tensor) -> tuple[Tensor, Tensor]:
-            primal = [dx / below, -dx / above, (dw / self.w).flatten(1), (dv / self.v).flatten(1)]
-            dual = [dp / self.p, dq / self.q, (ds / self.s).flatten(1), (dt / self.t).flatten(1)]
-            return _longest(torch.cat(primal, dim=1).amin(-1)), _longest(torch.cat(dual, dim=1).amin(-1))
-
-        _, dx, dp, dq, ds, dw, dt, dv = solve(0.0, 0.0, 0.0, 0.0)
-        primal, dual = (step.clamp(max=1)[:, None] for step in steps(dx, dp, dq, ds, dw, dt, dv))
-        after = ((below + primal * dx) * (self.p + dual * dp) + (above - primal * dx) * (self.q + dual * dq)).sum(-1)
-        after = after + ((self.w + primal[..., None] * dw) * (self.s + dual[..., None] * ds)).sum((-1, -2))
-        after = after + ((self.v + primal[..., None] * dv) * (self.t + dual[..., None] * dt)).sum((-1, -2))
-        aim = ((after / gap).clamp(0, 1) ** 3 * gap / count)[:, None]
-        corrected = (aim - dx * dp, aim + dx * dq, aim[..., None] - dw * ds, aim[..., None] - dv * dt)
-        change, dx, dp, dq, ds, dw, dt, dv = solve(*corrected)
-        primal, dual = ((STEP_FRACTION * step).clamp(max=1)[:, None] for step in steps(dx, dp, dq, ds, dw, dt, dv))
-        self.x, self.w, self.v = self.x + primal * dx, self.w + primal[..., None] * dw, self.v + primal[..., None] * dv
-        self.multipliers = self.multipliers + dual * change
-        self.p, self.q, self.s = self.p + dual * dp, self.q + dual * dq, self.s + dual[..., None] * ds
-        self.t = self.t + dual[..., None] * dt
+        _, _, _, primal, dual = solve(-self.dual)
+        along, across = _longest(self.primal, primal), _longest(self.dual, dual)
+        product = primal * dual
+        mixed = torch.linalg.vecdot(primal, self.dual)[:, None]
+        after = gap + along * mixed - across * (gap + mixed) + along * across * product.sum(1, keepdim=True)
+        aim = (after / gap).clamp(0, 1) ** 3 * gap / self.primal.shape[1]
+        change, level, weights, primal, dual = solve((aim - product) / self.primal - self.dual)
+        along, across = _longest(self.primal, primal, STEP_FRACTION), _longest(self.dual, dual, STEP_FRACTION)
+        self.primal = torch.addcmul(self.primal, along, primal)
+        self.dual = torch.addcmul(self.dual, across, dual)
+        self.multipliers = torch.addcmul(self.multipliers, across, change)
+        self.least = torch.addcmul(self.least, across, level)
+        self.points = self.points + along[:, None] * (weights[:, None] * self.corners).sum(2)
+        self.residual = self.residual * (1 - along)
 
 
 class InteriorPoint:
@@ -331,12 +292,12 @@ class InteriorPoint:
     def __init__(self, program: Program, late: Callable[[], bool] = lambda: False) -> None:
         self._late = late
         self._program = program
-        self._inputs, self._values = _Inputs(program), _Gram(program.unit_matrix, _kind(program))
+        self._form = _Form(program)
 
     def relax(self, domains: Domains, iterations: int = ITERATIONS, accuracy: float = ACCURACY) -> Relaxation:
         """Search for the best multipliers of a batch of domains, as many at a time as the memory allows.
 
-        A domain leaves the batch as soon as its bound passes the limit, or can't be expected to any more.
+        A domain is done as soon as its bound passes the limit, or can't be expected to any more.
 
         Args:
             iterations: most interior-point steps.
@@ -356,37 +317,40 @@ class InteriorPoint:
 
     def _relax(self, domains: Domains, iterations: int, accuracy: float) -> Relaxation:
         program = self._program
-        iterate = _Iterate(program, domains, self._inputs, self._values)
-        batch = len(domains)
-        best = value(program, domains, iterate.z, iterate.y, iterate.multipliers)
-        result = Relaxation(iterate.multipliers.clone(), best, iterate.all_inputs(), *_means(iterate))
-        alive = torch.arange(batch, device=best.device)
+        iterate = _Iterate(program, domains, self._form)
+        multipliers = iterate.multipliers.double().clone()
+        bound = value(program, domains, *corners(program, domains.low, domains.high), multipliers)
+        result = Relaxation(multipliers, bound, *iterate.point())
+        rows = torch.arange(len(domains), device=multipliers.device)
+        active = torch.ones_like(rows, dtype=torch.bool)
         for _ in range(self._steps(iterations)):
             if self._late():
                 break
             iterate.advance()
-            bound = value(program, iterate.domains, iterate.z, iterate.y, iterate.multipliers)
-            finite = torch.isfinite(bound) & torch.isfinite(iterate.gap())
+            bound, gap, multipliers = iterate.bound(), iterate.gap(), iterate.multipliers.double()
+            finite = torch.isfinite(bound) & torch.isfinite(gap)
             # runaway multipliers (degenerate or empty domains) round to noise; the proof could not hold them either
-            sane = magnitude(program, iterate.domains, iterate.multipliers) < EXACT / 64
-            improved = finite & sane & (bound > result.bound[alive])
-            where = alive[improved]
-            result.multipliers[where] = iterate.multipliers[improved]
-            result.bound[where] = bound[improved]
-            where = alive[finite]
-            result.inputs[where] = iterate.all_inputs()[finite]
-            mean_z, mean_y = _means(iterate)
-            result.z[where], result.y[where] = mean_z[finite], mean_y[finite]
-            lack = iterate.domains.limit - result.bound[alive]
-            gap = iterate.gap()
-            active = finite & (lack > -1) & (gap > 1e-3) & (gap > accuracy * lack)
-            if not bool(active.any()):
-                break
-            if not bool(active.all()):
-                alive = alive[active]
+            sane = magnitude(program, iterate.domains, multipliers) < EXACT / 64
+            improved = finite & sane & (bound > result.bound[rows])
+            result.multipliers[rows[improved]] = multipliers[improved]
+            result.bound[rows[improved]] = bound[improved]
+            lack = iterate.domains.limit - result.bound[rows]
+            goes_on = finite & (lack > -1) & (gap > 1e-3) & (gap > accuracy * lack)
+            ends = active & finite & ~goes_on
+            if bool(ends.any()):
+                self._keep(result, iterate, rows, ends)
+            active &= goes_on
+            left = int(active.sum())
+            if not left:
+                return result
+            if left < CROWDED * len(rows):
                 iterate.pick(active)
+                rows, active = rows[active], active[active]
+        self._keep(result, iterate, rows, active)
         return result
 
-
-def _means(iterate: _Iterate) -> tuple[Tensor, Tensor]:
-    return (iterate.w * iterate.z).sum(-1), (iterate.w * iterate.y).sum(-1)
+    @staticmethod
+    def _keep(result: Relaxation, iterate: _Iterate, rows: Tensor, which: Tensor) -> None:
+        """Take over the primal points of some domains."""
+        for known, found in zip((result.inputs, result.z, result.y), iterate.point(), strict=True):
+            known[rows[which]] = found[which]

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qertify.bounds.chords import initial_multipliers
 from qertify.bounds.dual import Domains, Proof, prove
-from qertify.bounds.interior_point import InteriorPoint, initial_multipliers
+from qertify.bounds.interior_point import InteriorPoint
 from qertify.bounds.program import Program, Unit
 
 BATCH = 256

@@ -1,12 +1,14 @@
 """What each part of the engine brings: the same tasks, one run, from an integer program alone to the full engine.
 
     python -m benchmarks.ablation
-    python -m benchmarks.ablation --kinds fixed-point --tasks 20 --limit 60 --solvers highs gurobi --only "one-hot ILP +"
+    python -m benchmarks.ablation --kinds fixed-point --tasks 20 --limit 60 --solvers highs gurobi --only "one-hot ILP +" \
+        --record runs.jsonl
 
 Every rung is asked every task, in one process with one thread, and solvers in children that are started beforehand. An
 undecided task counts with the time limit. Claims of floating-point solvers count as decisions, in favour of the integer
 programs; where they are at odds with the full engine's exact answer, they are listed. Prints medians and totals as
-ratios to the full engine on the same tasks, those that a solver's licence refuses left out.
+ratios to the full engine on the same tasks, those that a solver's licence refuses left out. A run that was cut short goes
+on where its record ends, with the same tasks and limit.
 
 Tasks that interval arithmetic settles cost everybody a millisecond and say nothing; they are left out, and counted.
 The fixed-point tasks are published ones (verdicts without known errors, radii up to --max-radius) where the data folder is
@@ -263,7 +265,7 @@ def main() -> None:
     parser.add_argument("--solvers", nargs="+", default=list(SOLVERS), choices=list(SOLVERS))
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORDS", help="rungs whose name has one of these in it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", type=Path, help="write one JSON line a rung and task")
+    parser.add_argument("--record", type=Path, help="append one JSON line a rung and task, and go on where it ends")
     parser.add_argument("--verbose", action="store_true")
     arguments = parser.parse_args()
     solvers = [solver for solver in arguments.solvers if installed(solver)]
@@ -274,20 +276,33 @@ def main() -> None:
     trivial = Counter[bool]()
     tasks = [task for stream in streams for task in islice(_worth_asking(stream, trivial), arguments.tasks)]
     ladder = [rung for rung in rungs(solvers) if rung.plan is None or any(words in rung.name for words in arguments.only)]
-    runs: list[Run] = []
+    runs = recorded(arguments.record, tasks, ladder)
+    done = {(run.rung, run.kind, run.task) for run in runs}
     for task in tasks:
         for rung in ladder:
+            if (rung.name, task.kind, task.name) in done:
+                continue
             with SolverProcesses() as processes:  # a child each time, warm, so that no rung profits from another
                 _warm(processes, {rung.solver, *EXACT_SOLVERS})
                 runs.append(ask(rung, task, arguments.limit, arguments.seed, processes))
             if arguments.verbose:
                 print(asdict(runs[-1]), flush=True)
+            if arguments.record:
+                with arguments.record.open("a") as file:
+                    file.write(json.dumps(asdict(runs[-1])) + "\n")
     print(shlex.join(["python", "-m", "benchmarks.ablation", *sys.argv[1:]]))
     print(f"tasks left out because interval arithmetic settles them: {trivial[True]} of {trivial.total()}")
     print(*report(runs, [rung.name for rung in ladder], arguments.limit), sep="\n")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
-    if arguments.record:
-        arguments.record.write_text("".join(json.dumps(asdict(run)) + "\n" for run in runs))
+
+
+def recorded(record: Path | None, tasks: Sequence[Task], ladder: Sequence[Rung]) -> list[Run]:
+    """What an earlier run has recorded of these tasks and rungs."""
+    if record is None or not record.exists():
+        return []
+    wanted = {(rung.name, task.kind, task.name) for task in tasks for rung in ladder}
+    runs = [Run(**json.loads(line)) for line in record.read_text().splitlines()]
+    return [run for run in runs if (run.rung, run.kind, run.task) in wanted]
 
 
 def _worth_asking(tasks: Iterator[Task], trivial: Counter[bool]) -> Iterator[Task]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import numpy as np
-from benchmarks.ablation import FULL, Run, Rung, Task, ask, report, rungs
+from benchmarks.ablation import FULL, Run, Rung, Task, ask, recorded, report, rungs
 
 from qertify.ilp.process import SolverProcesses
 from qertify.ilp.solvers import SOLVERS, installed
@@ -39,6 +43,17 @@ def test_ratios() -> None:
     slow = next(line for line in lines if line.startswith("  slow")).split()
     assert slow == ["slow", "2", "1", "6.500", "13.0", "11.5", "8.7"]  # asked, decided, median, total, and ratios on a and b
     assert lines[-2:] == ["\nclaims at odds with the full engine: 1", "  wrong: tiny c robust"]
+
+
+def test_a_record_is_gone_on_with(tmp_path: Path) -> None:
+    network = random_network(np.random.default_rng(3))
+    query = local_robustness(network, np.full(network.input_shape, network.input.low), 1)
+    ladder, task, record = rungs(["highs"]), Task("tiny", "a", query), tmp_path / "runs.jsonl"
+    assert recorded(record, [task], ladder) == recorded(None, [task], ladder) == []
+    known = Run(FULL, "tiny", "a", "robust", 0.5, True, "")
+    others = [Run(FULL, "tiny", "b", "robust", 0.5, True, ""), Run("of another solver", "tiny", "a", "robust", 0.5, True, "")]
+    record.write_text("".join(json.dumps(asdict(run)) + "\n" for run in [others[0], known, others[1]]))
+    assert recorded(record, [task], ladder) == [known]
 
 
 def test_rungs_are_named_apart() -> None:

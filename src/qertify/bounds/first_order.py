@@ -23,18 +23,16 @@ from qertify.bounds.interior_point import Relaxation
 from qertify.bounds.program import Program
 
 ITERATIONS = 60
-"""Steps for an objective that was not seen before."""
-MORE_ITERATIONS = 16
-"""Steps that start from the slopes of an earlier domain with the same objective."""
+"""Steps, most of which a search that starts from the slopes of an earlier domain with the same objective needs as well."""
 ENTRIES = 1 << 22
 """Most units times domains that are bounded together."""
-RATE, MORE_RATE, DECAY = 0.1, 0.01, 0.95
-"""First stride of each of the two, and what is left of a stride after each step."""
+RATE, MORE_RATE, DECAY = 0.1, 0.05, 0.95
+"""First stride, first stride from such slopes, and what is left of a stride after each step."""
 MOMENTS = (0.9, 0.95)
 AVERAGE = 0.1
 """Weight of the newest point in the average that serves as primal point."""
-PATIENCE = 10
-"""Steps after which a domain is judged by what it has gained in them."""
+PATIENCE = 30
+"""Steps after which a domain is judged by what it has gained in them; in the first ones a search often loses."""
 
 
 def single(program: Program) -> Program:
@@ -228,11 +226,11 @@ class FirstOrder:
         self._program, self._fast, self._late = program, single(program), late
         self._memory: dict[tuple[tuple[int, float], ...], Tensor] = {}
 
-    def relax(self, domains: Domains, iterations: int | None = None, start: Tensor | None = None) -> Relaxation:
+    def relax(self, domains: Domains, iterations: int = ITERATIONS, start: Tensor | None = None) -> Relaxation:
         """Search for multipliers of a batch of domains, as many at a time as the memory allows.
 
         Args:
-            iterations: most steps; by default more for an objective that was not seen before.
+            iterations: most steps.
             start: `Relaxation.slopes` of domains that hold these, not a number where they are unknown.
         """
         size = max(1, ENTRIES // max(1, len(self._program.units)))
@@ -251,19 +249,18 @@ class FirstOrder:
         narrowed = (domains.low > self._program.low) | (domains.high < self._program.high)
         return known.masked_fill(narrowed[:, None], torch.nan)
 
-    def _relax(self, domains: Domains, iterations: int | None, start: Tensor) -> Relaxation:
+    def _relax(self, domains: Domains, iterations: int, start: Tensor) -> Relaxation:
         known = not bool(start.isnan().all(-1).all(-1).any())
         descent = _Descent(self._fast, self._program, domains, start.float(), MORE_RATE if known else RATE)
         if not known and self._program.follows is not None:
             descent.choose_start(self._program.follows)
-        steps = iterations if iterations is not None else MORE_ITERATIONS if known else ITERATIONS
         limit = domains.limit.float()
         result = None
         alive = torch.arange(len(domains), device=limit.device)
         before = torch.full_like(limit, -torch.inf)
-        for step in range(steps + 1):
+        for step in range(iterations + 1):
             tried = descent.parameters
-            bound, multipliers, x, z, y = descent.evaluate(advance=step < steps)
+            bound, multipliers, x, z, y = descent.evaluate(advance=step < iterations)
             if result is None:
                 result = Relaxation(multipliers, bound, x, z, y, descent.slopes(tried, alive))
             else:
@@ -281,7 +278,7 @@ class FirstOrder:
             active = ~enough
             if known and step and step % PATIENCE == 0:  # a domain of a tree is better split than improved for ever
                 gain, lack = result.bound[alive] - before[alive], limit[alive] - result.bound[alive]
-                active &= gain * (steps - step) / PATIENCE > lack
+                active &= gain * (iterations - step) / PATIENCE > lack
                 before[alive] = result.bound[alive]
             if not bool(active.any()) or self._late():
                 break

@@ -102,8 +102,8 @@ def tighten(
     hand are used.
     """
     integral = 1 if program.divisor is None else 0  # a margin is rounded up to the next integer, which holds for integers only
+    relaxer = InteriorPoint(program, late)  # of which only the equations matter
     for start, stop in program.blocks[first_block:]:
-        relaxer = InteriorPoint(program, late)
         chosen = torch.arange(start, stop)
         low, high = program.low.clone(), program.high.clone()
         for sign in (1.0, -1.0):

@@ -29,7 +29,7 @@ from qertify.specification.cases import Case
 from qertify.specification.splitting import Bisector
 
 BATCH = 96
-CANDIDATES = 48
+CANDIDATES = 24
 """Domains of a batch whose primal points are tried as counterexamples."""
 SMALL = 400
 """Units above which fewer of them are tried."""

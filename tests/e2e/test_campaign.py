@@ -248,8 +248,8 @@ LONG = [sys.executable, "-m", "qertify", *CAMPAIGN, "k.db", "--resume", "--worke
 def test_kills_and_interrupts_of_the_command(tmp_path: Path) -> None:
     comparison_model(tmp_path / "m.h5")
     rng = np.random.default_rng(3)
-    np.save(tmp_path / "x.npy", rng.integers(0, 16, size=(500, 2)))
-    np.save(tmp_path / "y.npy", rng.integers(0, 2, size=500))
+    np.save(tmp_path / "x.npy", rng.integers(0, 16, size=(200, 2)))
+    np.save(tmp_path / "y.npy", rng.integers(0, 2, size=200))
     counts = [0]
     for number in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(LONG, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -265,7 +265,7 @@ def test_kills_and_interrupts_of_the_command(tmp_path: Path) -> None:
         counts.append(_answers(tmp_path / "k.db"))
         assert counts[-1] > counts[-2]
     assert subprocess.run(LONG, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=120).returncode == 0
-    assert _answers(tmp_path / "k.db") == 1500
+    assert _answers(tmp_path / "k.db") == 600
 
 
 def _answers(path: Path) -> int:

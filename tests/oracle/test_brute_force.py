@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Generator
 
 import numpy as np
 import pytest
 
+from qertify.ilp.process import SolverProcesses
 from qertify.network.nodes import Product, Table
 from qertify.options import Method, Options
 from qertify.queries.robustness import local_robustness, verify
@@ -16,8 +18,15 @@ from qertify.search import stages
 from qertify.specification.property import Ties
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network, violated_somewhere
+from tests.solvers import shared_solvers
 
-CASES = 700
+CASES = 300
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes() -> Generator[SolverProcesses]:
+    with shared_solvers() as children:
+        yield children
 
 
 def _queries(seed: int, count: int):
@@ -96,7 +105,7 @@ def test_ilp_agrees_with_enumeration(solver: str) -> None:
 def test_graphs_of_every_node_kind_agree_with_enumeration() -> None:
     generator = np.random.default_rng(5)
     seen: Counter[tuple[Verdict, str]] = Counter()
-    for number in range(400):
+    for number in range(200):
         network = random_graph(generator)
         centre = generator.integers(network.input.low, network.input.high + 1, size=network.input_shape)
         query = local_robustness(network, centre, int(generator.integers(1, 3)), ties=list(Ties)[number % 3])
@@ -110,5 +119,5 @@ def test_graphs_of_every_node_kind_agree_with_enumeration() -> None:
             assert enclosed, f"graph {number}"
         elif result.verdict is not Verdict.MISCLASSIFIED:
             assert result.verdict is (Verdict.NON_ROBUST if truth else Verdict.ROBUST), f"graph {number}"
-    assert seen[Verdict.ROBUST, "bounds"] + seen[Verdict.ROBUST, "bab"] > 20, dict(seen)
-    assert sum(count for (verdict, _), count in seen.items() if verdict is Verdict.NON_ROBUST) > 40
+    assert seen[Verdict.ROBUST, "bounds"] + seen[Verdict.ROBUST, "bab"] > 5, dict(seen)
+    assert sum(count for (verdict, _), count in seen.items() if verdict is Verdict.NON_ROBUST) > 15

@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -108,12 +109,16 @@ def small_questions(seeds: range, largest: int = 150) -> list[tuple[int, Robustn
     return found
 
 
+@cache
+def enumerated() -> list[tuple[int, RobustnessQuery, bool]]:
+    return [(seed, query, some_runtime_violates(query)) for seed, query in small_questions(range(60))]
+
+
 @pytest.mark.parametrize("method", [Method.AUTO, Method.BAB, Method.BOUNDS])
 def test_robust_holds_for_every_choice(method: Method) -> None:
     seen: Counter[str] = Counter()
-    for seed, query in small_questions(range(80)):
-        truth = some_runtime_violates(query)
-        result = verify(query, Options(method=method, seed=seed, timeout=0.5))
+    for seed, query, truth in enumerated():
+        result = verify(query, Options(method=method, seed=seed, timeout=0.3))
         seen[result.verdict.value + (" truly not robust" if truth else "")] += 1
         assert result.exactness == "enclosure"
         assert result.verdict in (Verdict.ROBUST, Verdict.UNKNOWN), f"seed {seed}: no runtime was run"
@@ -127,7 +132,7 @@ def test_robust_holds_for_every_choice(method: Method) -> None:
 
 def test_non_robust_only_if_the_runtime_says_so() -> None:
     seen: Counter[Verdict] = Counter()
-    for seed, query in small_questions(range(200, 320), 2000):
+    for seed, query in small_questions(range(200, 280), 2000):
         runtime = hidden_runtime(query.network, seed)
         truth = bool(query.property.violated(runtime(query.region.points())).any())
         result = verify(query, Options(seed=seed, timeout=3), run=runtime)
@@ -142,7 +147,7 @@ def test_non_robust_only_if_the_runtime_says_so() -> None:
             assert result.counterexample.outputs == tuple(runtime(codes)[0].tolist())
         elif result.verdict is Verdict.MISCLASSIFIED:
             assert query.property.violated(runtime(query.centre[None]))[0]
-    assert min(seen[verdict] for verdict in (Verdict.ROBUST, Verdict.NON_ROBUST)) > 10, dict(seen)
+    assert min(seen[verdict] for verdict in (Verdict.ROBUST, Verdict.NON_ROBUST)) > 6, dict(seen)
 
 
 def test_integer_programs_are_exact_for_enclosures() -> None:

@@ -65,10 +65,10 @@ def _check(engine: IlpEngine, answer: IlpAnswer, solver: str, truth: bool, what:
 @pytest.mark.parametrize(
     ("solver", "encoding", "count"),
     [
-        ("highs", "compact", 1000),
-        ("cp-sat", "compact", 1000),
-        ("highs", "one-hot", 300),
-        ("cp-sat", "one-hot", 600),
+        ("highs", "compact", 400),
+        ("cp-sat", "compact", 400),
+        ("highs", "one-hot", 200),
+        ("cp-sat", "one-hot", 300),
         pytest.param("scip", "compact", 150, marks=needs("scip")),
         pytest.param("scip", "one-hot", 150, marks=needs("scip")),
         pytest.param("gurobi", "compact", 250, marks=needs("gurobi")),
@@ -90,8 +90,8 @@ def test_agrees_with_enumeration(processes: SolverProcesses, solver: str, encodi
             kinds.update({type(node) for node in network.nodes})
     assert seen[True, True] > count // 10, seen
     assert seen[False, True] > count // 40, seen
-    if make is random_graph and count >= 1000:
-        assert all(kinds[kind] > 10 for kind in NODE_KINDS), kinds
+    if make is random_graph and count >= 400:
+        assert all(kinds[kind] > 3 for kind in NODE_KINDS), kinds
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -123,7 +123,7 @@ def test_all_cases_in_one_program(processes: SolverProcesses, encoding: str, mak
 def test_extra_bounds_and_parts_of_cases(processes: SolverProcesses, make) -> None:
     """With bounds on accumulators, and for halves and single levels of cases, the program means exactly its points."""
     generator, seen = np.random.default_rng(8), Counter()
-    for number in range(600):
+    for number in range(450):
         network = make(generator)
         box, property_ = _question(generator, network)
         engine = engine_for(network, box, property_, processes)
@@ -152,7 +152,7 @@ def test_extra_bounds_and_parts_of_cases(processes: SolverProcesses, make) -> No
                 answer = engine.decide_case(part, "cp-sat", time.monotonic() + LIMIT, bounds)
                 _check(engine, answer, "cp-sat", bool(truth.any()), f"network {number}, {part}")
                 seen[bool(truth.any()), bool(answer.solvers)] += 1
-    assert min(seen[True, True], seen[False, True]) > 20, seen
+    assert min(seen[True, True], seen[False, True]) > 10, seen
 
 
 def test_a_threshold_moved_by_one_is_noticed(processes: SolverProcesses) -> None:

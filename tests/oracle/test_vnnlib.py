@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from qertify.ilp.process import SolverProcesses
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.ranges import ranges
@@ -23,9 +24,16 @@ from qertify.specification.orders import orders_of
 from qertify.specification.region import IntegerBox
 from tests.oracle.random_graphs import random_graph
 from tests.oracle.random_networks import random_network
+from tests.solvers import shared_solvers
 
-COUNT = 250
+COUNT = 120
 SCALES = (1.0, 0.5, 0.1, float(np.float32(0.0123)), 3.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes() -> Generator[SolverProcesses]:
+    with shared_solvers() as children:
+        yield children
 
 
 def random_box(generator: np.random.Generator, network: Network) -> IntegerBox:

@@ -31,12 +31,22 @@ AHEAD = 0.3
 """A vertex this close to the far end of a step, as a part of the step, tries the next one."""
 STRICT = 0.02
 """An accumulator that is outside its cell by this part of a step costs as much as a whole step may bring."""
-KEPT = 0.7
+EDGE = 1e-6
+"""Distance from a threshold, in steps, that keeps rounding errors of a linear program from crossing it."""
+KEPT = 0.4
 """Distance from a threshold that is left for rounding the inputs, in its expected effects."""
 ROUNDINGS = 64
 """Roundings of one vertex that are tried."""
+REPAIRED, REPAIRS = 8, 40
+"""How many of them are repaired, and by how many changes at most."""
+ENTRIES = 1 << 17
+"""Most inputs times first staircases that are looked at for one change."""
 FIRST_CHANGES, LEAST_CHANGES = 20, 4
 """How many steps may change at once: at first, and at least."""
+NEAR = 1.5
+"""How far away, in steps, a step may be that is tried next."""
+KICKED = 8
+"""How many change at random where annealing finds nothing better."""
 CHAINS, MOVES = 24, 60
 """Of the annealing that chooses them."""
 SECONDS = 5.0
@@ -64,6 +74,7 @@ class _Vertex:
     Attributes:
         x: (n,), real numbers. reached: the objective there.
         low, high: the ends of the cell. weight: how much a step of each row matters. price: of the rows; (rows,) each.
+        cost: of the inputs, (n,).
     """
 
     x: Tensor
@@ -72,6 +83,7 @@ class _Vertex:
     high: Tensor
     weight: Tensor
     price: Tensor
+    cost: Tensor
 
 
 class Aligner:
@@ -154,20 +166,38 @@ class Aligner:
             best, x = found, found.x
         if best is None:
             return x.new_zeros(0, len(x))
-        points = self._rounded(best.x, best.low, best.high, best.weight)
-        many, climbed = min(FIRST_CHANGES, len(self._first)), best
+        points = self._rounded(best)
+        if variations:
+            points = torch.cat([points, self._rounded(self._vary(best, objective, late, variations))])
+        points = self._program.inside_box(points)
+        return points[(forward(self._program, points)[0] @ objective).argsort()]
+
+    def _vary(self, vertex: _Vertex, objective: Tensor, late: Callable[[], bool], variations: int) -> _Vertex:
+        """The best vertex of a walk from cell to better cell, which goes on from a worse one next to the best where it ends."""
+        most = len(self._first)
+        best, here, many = vertex, vertex, min(FIRST_CHANGES, most)
         for _ in range(variations):
             if late():
                 break
-            found = self._varied(best, objective, many)
-            if found is not None and found.reached < best.reached:
-                best, many = found, min(many + 3, len(self._first))
+            found = self._varied(here, objective, many)
+            if found is not None and found.reached < here.reached:
+                here, many = found, min(many + 3, most)
+                best = here if here.reached < best.reached else best
+            elif many > LEAST_CHANGES:
+                many //= 2
             else:
-                many = max(many - 1, min(LEAST_CHANGES, len(self._first)))
-        if best is not climbed:
-            points = torch.cat([points, self._rounded(best.x, best.low, best.high, best.weight)])
-        points = self._program.inside_box(points)
-        return points[(forward(self._program, points)[0] @ objective).argsort()]
+                here, many = self._kicked(best, objective) or best, min(FIRST_CHANGES, most)
+        return best
+
+    def _kicked(self, vertex: _Vertex, objective: Tensor) -> _Vertex | None:
+        """The best point of a cell in which a few steps are others, at random."""
+        z, y = (item[0] for item in forward(self._program, vertex.x[None]))
+        below, above = self._next_to(z, y)
+        chosen = torch.rand(len(self._first), generator=self._generator).argsort()[:KICKED]
+        up = torch.rand(len(chosen), generator=self._generator) < above[chosen] / (above + below)[chosen].clamp(min=1)
+        values = y[self._first].clone()
+        values[chosen] += torch.where(up, above[chosen], -below[chosen])
+        return self._vertex(vertex.x, objective, values)
 
     def _varied(self, vertex: _Vertex, objective: Tensor, many: int) -> _Vertex | None:
         """The best point of a cell in which some of the steps, ``many`` at most, are the next ones.
@@ -178,14 +208,24 @@ class Aligner:
         program, first = self._program, self._first
         z, y = (item[0] for item in forward(program, vertex.x[None]))
         code, chosen = y[first], torch.rand(len(first), generator=self._generator).argsort()[:many]
+        below, above = self._next_to(z, y)
         low, high = code.clone(), code.clone()
-        low[chosen] = torch.maximum(code[chosen] - 1, program.first_value[first][chosen])
-        high[chosen] = torch.minimum(code[chosen] + 1, self._last[chosen])
+        low[chosen] -= below[chosen]
+        high[chosen] += above[chosen]
         inner, kept = pattern_program(program, first, z, y, vertex.price * self._step, low, high)
         goal = torch.cat([objective[kept], torch.ones(1, dtype=objective.dtype)])
         ends = anneal(inner, code.repeat(CHAINS, 1), goal.repeat(CHAINS, 1), MOVES, self._generator)
         best = ends[(forward(inner, ends)[0] @ goal).argmin()]
         return None if torch.equal(best, code) else self._vertex(vertex.x, objective, best)
+
+    def _next_to(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the step before and the one after are within reach, 1 or 0, (rows,) each, from accumulators and values (N,).
+
+        A rectifier's flat part is no step: its far end may be anywhere, and prices are those of small changes.
+        """
+        first, reach = self._first, NEAR * self._step
+        down, up = self._program.threshold(y[None])[0, first], self._program.threshold(y[None] + 1)[0, first]
+        return (z[first] - down < reach).to(z.dtype), (up - z[first] < reach).to(z.dtype)
 
     def _weights(self, y: Tensor, objective: Tensor) -> tuple[Tensor, Tensor]:
         """What values and accumulators weigh in the objective, (batch, N) each, to first order, steps being lines."""
@@ -217,8 +257,10 @@ class Aligner:
         low, high = program.threshold(code)[0, first], program.threshold(code + 1)[0, first] - 1
         fractions = 1 + torch.count_nonzero(program.input_low < program.input_high).clamp(max=len(first))
         noise = KEPT * (self._matrix.square().mean(1) * fractions / 12).sqrt()
-        kept = torch.minimum(noise, (high - low) / 4).clamp(min=0)
-        inner_low, inner_high = torch.where(up, low + kept, low), torch.where(up, high, high - kept)
+        edge, kept = (
+            torch.minimum(part, (high - low) / 4).clamp(min=0) for part in (EDGE * self._step, noise + EDGE * self._step)
+        )
+        inner_low, inner_high = torch.where(up, low + kept, low + edge), torch.where(up, high - edge, high - kept)
         linear = total[0].clone()
         linear[first] = 0
         cost = linear @ program.input_matrix
@@ -234,17 +276,18 @@ class Aligner:
             return None
         point, price = (torch.from_numpy(item) for item in found)
         point = torch.minimum(torch.maximum(point, program.input_low), program.input_high)
-        return _Vertex(point, float(forward(program, point[None])[0][0] @ objective), low, high, size, price)
+        return _Vertex(point, float(forward(program, point[None])[0][0] @ objective), low, high, size, price, cost)
 
-    def _rounded(self, x: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+    def _rounded(self, vertex: _Vertex) -> Tensor:
         """Roundings of a vertex to integers that stay in its cell where they can: one input after the other, in any order."""
+        x, low, high = vertex.x, vertex.low, vertex.high
         below = (x + 1e-6).floor()
         part = x - below
         open_ = torch.nonzero(part > 1e-6)[:, 0]
         points = below.repeat(ROUNDINGS, 1)
         z = (self._constant + self._matrix @ x).repeat(ROUNDINGS, 1)
         order = torch.rand(ROUNDINGS, len(open_), generator=self._generator).argsort(1)
-        scale, rows = weight / weight.amax() / self._step, torch.arange(ROUNDINGS)
+        scale, rows = vertex.weight / vertex.weight.amax() / self._step, torch.arange(ROUNDINGS)
 
         def outside(z: Tensor) -> Tensor:
             return (scale * ((low - z).clamp(min=0) + (z - high).clamp(min=0))).square().sum(-1)
@@ -256,6 +299,33 @@ class Aligner:
             upwards = outside(up) < outside(down)
             z = torch.where(upwards[:, None], up, down)
             points[rows, index] += upwards
+        best = outside(z).argsort()[:REPAIRED]
+        return torch.cat([self._repaired(vertex, points[best], z[best]), points])
+
+    def _repaired(self, vertex: _Vertex, points: Tensor, z: Tensor) -> Tensor:
+        """Integer points, (count, n), with accumulators (count, rows), moved into the cell by changes of single inputs by one.
+
+        What is minimised is the objective of the linear program. Of many inputs only some are tried, at random.
+        """
+        program, rows = self._program, torch.arange(len(points))
+        penalty = vertex.weight / (STRICT * self._step)
+        points = points.clone()
+
+        def outside(z: Tensor) -> Tensor:
+            return ((vertex.low - z).clamp(min=0) + (z - vertex.high).clamp(min=0)) @ penalty
+
+        for _ in range(REPAIRS):
+            tried = torch.rand(points.shape[1], generator=self._generator).argsort()[: max(1, ENTRIES // len(penalty))]
+            columns, cost = self._matrix.T[tried], vertex.cost[tried]
+            index, columns, cost = torch.cat([tried, tried]), torch.cat([columns, -columns]), torch.cat([cost, -cost])
+            room = torch.cat([points < program.input_high, points > program.input_low], dim=1)
+            gain = outside(z)[:, None] - outside(z[:, None] + columns) - cost
+            most, move = torch.where(room[:, torch.cat([tried, tried + points.shape[1]])], gain, 0.0).max(1)
+            if not bool((most > 0).any()):
+                break
+            moved = (most > 0).to(z.dtype)
+            z = z + moved[:, None] * columns[move]
+            points[rows, index[move]] += moved * torch.where(move < len(tried), 1.0, -1.0)
         return points
 
 

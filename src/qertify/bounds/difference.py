@@ -166,12 +166,12 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
                 forms.add_rows(linked, elements, low[elements], high[elements], follows, takes)
     elements = np.flatnonzero(varies[0] | varies[1])
     twist = Mixture(((value, 2 * raise_ * one), (code, -2 * scale * one), (own, -up * one), (other, factor)), apart.bits)
-    reach = np.maximum(np.abs(bounds[2][0]), np.abs(bounds[2][1]))
+    room, reach = np.minimum(-raised[0], raised[1]), np.maximum(np.abs(bounds[2][0]), np.abs(bounds[2][1]))
     low, high = rounding_range(right, pair, bounds[1], factor, scale, open_)
     forms.note(
         Coupling(
             value, code, apart, twist, Mixture(((other, factor),), 0), elements,
-            unsettled[elements], open_[elements], reach[elements], low[elements], high[elements], raise_, float(scale),
+            room[elements], open_[elements], reach[elements], low[elements], high[elements], raise_, float(scale),
         )
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,19 +13,39 @@ from qertify.network.tensor import BoolArray, FloatArray
 LINK_PARTS = 16
 """Slopes of rows that link the difference of two values to that of their accumulators are multiples of 1 / this."""
 
+Ends = tuple[FloatArray, FloatArray, BoolArray]
+"""Least and greatest value, element by element, and where there is one."""
 
-def _levels(right: QuantizedSide, pair: Pair, other: Bounds) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, BoolArray]]:
-    """Level after level of the right activation: the level, and the accumulators that have it, where there are any."""
+
+def _over_levels(
+    right: QuantizedSide,
+    pair: Pair,
+    other: Bounds,
+    factor: FloatArray,
+    ends: Callable[[FloatArray, FloatArray, FloatArray], Ends],
+) -> Bounds:
+    """Least and greatest value over all levels of the right activation, whose accumulator ẑ lies in ``other``.
+
+    Args:
+        ends: a level, and least and greatest factor·ẑ at it → what is wanted there.
+    """
     node, row = right.steps(pair.right)
     first, last = step_values(node, row, other[0]), step_values(node, row, other[1])
     infinite = np.full((node.steps.rows, 1), np.inf)
     thresholds = np.concatenate([-infinite, node.steps.thresholds.astype(np.float64), infinite], axis=1)
+    least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
     for step in range(int((last - first).max(initial=0)) + 1):
         level = np.minimum(first + step, last)
         position = (level - node.steps.low).astype(np.int64)
         low = np.maximum(other[0], thresholds[row, position])
         high = np.minimum(other[1], thresholds[row, position + 1] - 1)
-        yield level, low, high, low <= high
+        scaled = np.stack([factor * low, factor * high])
+        below, above, possible = ends(level, scaled.min(0), scaled.max(0))
+        possible = possible & (low <= high)
+        least = np.where(possible, np.minimum(least, below), least)
+        greatest = np.where(possible, np.maximum(greatest, above), greatest)
+    empty = least > greatest  # can't be on a box that is not empty; leaves the row without force
+    return np.where(empty, -EXACT_FORM, least), np.where(empty, EXACT_FORM, greatest)
 
 
 def linked_difference(
@@ -43,36 +63,31 @@ def linked_difference(
     With z = D + factor·ẑ, which lies in the range ``own``, the rectifier grows with ẑ: the greatest value is at the greatest
     factor·ẑ, the least one at the least, each at an end of D or where z is at an end of its range or at the kink.
     """
-    least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
-    for level, low, high, possible in _levels(right, pair, other):
-        ends = np.stack([factor * low, factor * high])
-        below, above = np.maximum(ends.min(0), own[0] - apart[1]), np.minimum(ends.max(0), own[1] - apart[0])
+
+    def ends(level: FloatArray, low: FloatArray, high: FloatArray) -> Ends:
+        below, above = np.maximum(low, own[0] - apart[1]), np.minimum(high, own[1] - apart[0])
         first, last = np.maximum(apart[0], own[0] - above), np.minimum(apart[1], own[1] - below)
-        possible = possible & (below <= above) & (first <= last)
-        offset = LINK_PARTS * scale * level
 
-        def at(difference: FloatArray, end: FloatArray, offset: FloatArray = offset) -> FloatArray:
+        def at(end: FloatArray) -> FloatArray:
+            difference = np.clip(np.stack([first, last, -end, own[0] - end, own[1] - end]), first, last)
             value = np.maximum(np.clip(difference + end, own[0], own[1]), 0)
-            return LINK_PARTS * value - share * difference - offset
+            return LINK_PARTS * value - share * difference - LINK_PARTS * scale * level
 
-        for corner in (first, last, -below, own[0] - below, own[1] - below):
-            least = np.where(possible, np.minimum(least, at(np.clip(corner, first, last), below)), least)
-        for corner in (first, last, -above, own[0] - above, own[1] - above):
-            greatest = np.where(possible, np.maximum(greatest, at(np.clip(corner, first, last), above)), greatest)
-    return _sane(least, greatest)
+        return at(below).min(0), at(above).max(0), (below <= above) & (first <= last)
+
+    return _over_levels(right, pair, other, factor, ends)
 
 
 def rounding_range(
     right: QuantizedSide, pair: Pair, other: Bounds, factor: FloatArray, scale: float, rectified: BoolArray
 ) -> Bounds:
     """The range of factor·ẑ, rectified or not, less scale·right value."""
-    least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
-    for level, low, high, possible in _levels(right, pair, other):
-        ends = np.stack([factor * low, factor * high])
-        ends = np.where(rectified, np.maximum(ends, 0), ends) - scale * level
-        least = np.where(possible, np.minimum(least, ends.min(0)), least)
-        greatest = np.where(possible, np.maximum(greatest, ends.max(0)), greatest)
-    return _sane(least, greatest)
+
+    def ends(level: FloatArray, low: FloatArray, high: FloatArray) -> Ends:
+        low, high = (np.where(rectified, np.maximum(end, 0), end) for end in (low, high))
+        return low - scale * level, high - scale * level, np.ones(low.shape, dtype=bool)
+
+    return _over_levels(right, pair, other, factor, ends)
 
 
 def value_difference(
@@ -86,20 +101,12 @@ def value_difference(
     scale: float,
     up: float,
 ) -> Bounds:
-    """The range of left value − scale·right value, level after level of the right value."""
-    least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
-    for level, low, high, possible in _levels(right, pair, other):
-        ends = np.stack([factor * low, factor * high])
-        own_low = np.maximum(own[0], ends.min(0) + apart[0])
-        own_high = np.minimum(own[1], ends.max(0) + apart[1])
-        possible = possible & (own_low <= own_high)
-        own_low, own_high = np.where(possible, own_low, own[0]), np.where(possible, own_high, own[0])
-        value_low, value_high = left.value_range(pair.left, own_low, own_high, up)
-        least = np.where(possible, np.minimum(least, value_low - scale * level), least)
-        greatest = np.where(possible, np.maximum(greatest, value_high - scale * level), greatest)
-    return _sane(least, greatest)
+    """The range of left value − scale·right value."""
 
+    def ends(level: FloatArray, low: FloatArray, high: FloatArray) -> Ends:
+        low, high = np.maximum(own[0], low + apart[0]), np.minimum(own[1], high + apart[1])
+        possible = low <= high
+        low, high = left.value_range(pair.left, np.where(possible, low, own[0]), np.where(possible, high, own[0]), up)
+        return low - scale * level, high - scale * level, possible
 
-def _sane(least: FloatArray, greatest: FloatArray) -> Bounds:
-    empty = least > greatest  # can't be on a box that is not empty; leaves the row without force
-    return np.where(empty, -EXACT_FORM, least), np.where(empty, EXACT_FORM, greatest)
+    return _over_levels(right, pair, other, factor, ends)

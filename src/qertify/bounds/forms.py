@@ -76,7 +76,7 @@ class Coupling:
     Attributes:
         value, code: y and ŷ. apart: D, the difference of their accumulators, and twist: 2·(raise·y − scale·ŷ) − D.
         scaled: factor·ẑ.
-        elements: which ones. unsettled: where y has a kink within reach.
+        elements: which ones. room: as in `PairForms`; y has a kink within reach where it is positive.
         open, reach, low, high, raise_, scale: as in `PairForms`.
     """
 
@@ -86,7 +86,7 @@ class Coupling:
     twist: Mixture
     scaled: Mixture
     elements: IntegerArray
-    unsettled: BoolArray
+    room: FloatArray
     open: BoolArray
     reach: FloatArray
     low: FloatArray
@@ -270,8 +270,8 @@ class DenseForms:
             for mixture in (pair.apart, pair.twist)
         )
         return PairForms(
-            own, other, np.where(pair.unsettled, own, other), pair.open, apart, twist, self._mixed(pair.scaled, pair.elements),
-            pair.reach, pair.low, pair.high, pair.raise_, pair.scale,
+            own, other, np.where(pair.room > 0, own, other), pair.room, pair.open, apart, twist,
+            self._mixed(pair.scaled, pair.elements), pair.reach, pair.low, pair.high, pair.raise_, pair.scale,
         )  # fmt: skip
 
     def add_outputs(self, left: Value, right: Value, outputs: OutputRows) -> int:

@@ -20,6 +20,8 @@ from qertify.network.tensor import BoolArray, FloatArray, IntegerArray
 
 WEIGHT, FORM_BITS = 127.0, 36
 """Greatest weight of a pair in a row, and bits of what is weighted."""
+LEAST_ROOM = 0.2
+"""A pair joins in if its rectifier reaches beyond the kink by this part of D's greatest size; else its own rows know more."""
 WORTH = 0.9
 """A row has its place if the bound is below this part of what the ranges of single differences say."""
 ROUNDING = 2.0**-40
@@ -33,6 +35,7 @@ class PairForms:
     Attributes:
         own, other: rows of y and ŷ in forms, 0 for values that are constant.
         follows: rows in forms that a row may follow: y where its rectifier has both phases, else ŷ.
+        room: how far z reaches beyond its kink on both sides, with the bits of D; not positive where the kink is out of reach.
         open: where a kink is within reach; else, where both vary, y is its accumulator.
         apart, twist: D, and 2·(raise·y − scale·ŷ) − D, with the same bits. right: forms of factor·ẑ.
         reach: the greatest |D|.
@@ -43,6 +46,7 @@ class PairForms:
     own: IntegerArray
     other: IntegerArray
     follows: IntegerArray
+    room: FloatArray
     open: BoolArray
     apart: RealForm
     twist: RealForm
@@ -55,19 +59,20 @@ class PairForms:
 
 
 def add_joint_rows(builder: Builder, outputs: FloatArray, pairs: Sequence[PairForms]) -> None:
-    """A row Σ c·twist over the last layer's open pairs for each output, c being how much they weigh in it.
+    """A row Σ c·twist over the last layer's pairs with a kink well within reach, for each output, c being their weights in it.
 
     Args:
         outputs: forms, (rows, outputs). pairs: layer after layer.
     """
     last = pairs[-1]
-    if not last.open.any():
+    free = last.room > LEAST_ROOM * last.reach
+    if not free.any():
         return
     twist = compact(builder, last.twist, FORM_BITS)
     shrunk = 2.0 ** (twist.bits - last.twist.bits)
     halves, error = _spread(builder, last.apart, pairs[:-1])
     for output in outputs.T:
-        weight = np.where(last.other > 0, -output[last.other] / last.scale, output[last.own] / last.raise_) * last.open
+        weight = np.where(last.other > 0, -output[last.other] / last.scale, output[last.own] / last.raise_) * free
         largest = float(np.abs(weight).max())
         if not largest:
             continue

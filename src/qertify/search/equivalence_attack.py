@@ -123,9 +123,9 @@ class DifferenceAttack:
                 if enough() or late():
                     return
                 tried.append(point)
+                self._climb(point, objective, late, VARIATIONS)
                 path = descend(self._program, point, objective, DESCENT_ROUNDS, late)
                 self._note(path[-1:], objective[None], (forward(self._program, path[-1:])[0] @ objective))
-                self._climb(point, objective, late, VARIATIONS)
             if not enough():
                 self._align(start + seconds - time.monotonic(), CLIMBS)
         if enough() or late():

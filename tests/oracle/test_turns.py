@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ import torch
 from qertify.attack.gradient import forward
 from qertify.options import Options
 from qertify.queries.robustness import local_robustness
+from qertify.result import Reason
 from qertify.search import stages, turns
 from qertify.search.domains import root_domains
+from qertify.search.journal import Handed
 from qertify.search.portfolio import decide
 from qertify.search.question import Question
 from tests.oracle.random_networks import random_network, violated_somewhere
@@ -65,3 +69,32 @@ def test_a_search_goes_on_in_the_ranges_of_its_cases(monkeypatch: pytest.MonkeyP
 def _one_domain(question: Question) -> None:
     """A search that has begun."""
     turns.turn(0)(question)
+
+
+def test_a_question_with_a_journal_gets_its_turn_unless_it_was_begun_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Question, "polish", lambda *_: None)
+    generator, stopped, begun = np.random.default_rng(7), 0, 0
+    for seed in range(12):
+        network = random_network(generator)
+        centre = generator.integers(network.input.low, network.input.high + 1, size=network.input_shape)
+        query = local_robustness(network, centre, int(generator.integers(1, 4)))
+        ask = partial(
+            decide,
+            network,
+            query.region,
+            query.property,
+            Options(seed=seed),
+            plan=(stages.interval, stages.dual, turns.turn(1), turns.search),
+            journal=(journal := Handed(budget=0.0)),
+        )
+        decision = ask()
+        if decision.reason is Reason.INTERRUPTED:
+            stopped += 1
+            assert decision.nodes  # of the turn
+            journal.budget = None
+            decision = ask()
+            begun += sum(line.startswith("search: ") for line in decision.explanation) == 1
+        assert decision.settled
+        assert (decision.counterexample is not None) == violated_somewhere(query.network, query.region, query.property)
+    assert stopped
+    assert begun == stopped

@@ -46,7 +46,7 @@ def turn(length: int) -> stages.Stage:
 
     def stage(question: Question) -> None:
         program = question.program
-        if program is None or program.operators is not None or not question.cases or question.journal is not None:
+        if program is None or program.operators is not None or not question.cases or _is_begun(question, program):
             return
         tree, size = _tree(question, program), max(1, len(program.units) * (len(program.units) + len(program.input_low)))
         domains = length * min(max(LEAST_TURN, WORK // size), MOST_TURN)
@@ -54,6 +54,15 @@ def turn(length: int) -> stages.Stage:
         _conclude(question, tree, outcome)
 
     return stage
+
+
+def _is_begun(question: Question, program: Program) -> bool:
+    """Whether the journal holds what an earlier search left open."""
+    return question.journal is not None and bool(question.journal.read(_digest(question, program)))
+
+
+def _digest(question: Question, program: Program) -> str:
+    return search_digest(question.network, question.box, question.property, program)
 
 
 def narrow_cases(question: Question) -> None:
@@ -120,7 +129,7 @@ def search(question: Question) -> None:
     # a certificate needs the whole tree
     journal, digest, pause = None if question.options.keep_proof else question.journal, "", None
     if journal is not None:
-        digest = search_digest(question.network, question.box, question.property, program)
+        digest = _digest(question, program)
         pause = go_on(journal, digest, tree, program)
     alone = question.refined or program.operators is not None  # workers make matrices, with plain ranges
     shared = None if alone else share_search(question, tree, tree.gains, report, digest)

@@ -115,6 +115,40 @@ def test_more_is_found_than_by_gradients() -> None:
         assert better < 1.3 * plain < 0
 
 
+def test_roundings_are_repaired() -> None:
+    """By the measure of the linear program: the worst repaired one is at least as good as the best of the others."""
+    for seed in range(4):
+        program, objective = _pair(seed), _objective(_pair(seed), 1)
+        aligner = Aligner(program, SoftRows, torch.Generator().manual_seed(seed))
+        vertex = aligner._vertex((program.input_low + program.input_high) / 2, objective)
+        assert vertex is not None
+        first = aligned._first_staircases(program)
+        points = aligner._rounded(vertex)
+        z = forward(program, points)[0][:, first]
+        outside = (vertex.low - z).clamp(min=0) + (z - vertex.high).clamp(min=0)
+        size = outside @ (vertex.weight / (aligned.STRICT * program.spacing[first])) + (points - vertex.x) @ vertex.cost
+        repaired, plain = size.split([aligned.REPAIRED, aligned.ROUNDINGS])
+        assert torch.equal(points, points.round())
+        assert repaired.amax() <= plain.amin()
+        assert repaired.mean() < plain.mean() / 2
+
+
+def test_the_far_end_of_a_flat_part_is_no_next_step() -> None:
+    program = _pair(0)
+    aligner = Aligner(program, SoftRows, torch.Generator().manual_seed(0))
+    first = aligned._first_staircases(program)
+    least = program.threshold(program.first_value[None] + 1)[0, first]
+    z = torch.zeros(len(program.units), dtype=torch.float64)
+    for away, above in ((0.5, 1.0), (5.0, 0.0)):
+        z[first] = least - away * program.spacing[first]
+        found = aligner._next_to(z, program.first_value)
+        assert [side.unique().tolist() for side in found] == [[0.0], [above]]
+    z[first] = least + 0.5 * program.spacing[first]
+    below, above = aligner._next_to(z, program.first_value + 1)
+    assert bool((below == 1).all())
+    assert bool((above == 1).any())
+
+
 def test_programs_without_steps_are_refused() -> None:
     program = _pair(0)
     assert Aligner.supports(program)

@@ -133,6 +133,8 @@ def _rows(
         real = prepare.apply(pixels)
         return Rows(runtime_of(network).quantize_input(real), index, real=real, pixels=pixels)
     if network.runtime_profile in RUNTIMES:
+        if picked.dtype.kind == "f" and not np.all(finite := np.isfinite(picked.reshape(len(picked), -1)).all(axis=1)):
+            raise InvalidInputError(f"'{text}': row {index[np.argmin(finite)]} holds NaN or infinity")
         real = picked.astype(np.float32) if picked.dtype.kind == "f" else picked
         return Rows(runtime_of(network).quantize_input(real), index, real=real)
     codes = _integers(text, picked)
@@ -203,7 +205,8 @@ def read_labels(text: str, index: IntegerArray) -> IntegerArray:
     """
     source = parse_source(text)
     array, _ = _read(source)
-    labels = _integers(text, array.reshape(-1) if array.ndim != 1 and max(array.shape, default=0) == array.size else array)
+    flat = array.ndim != 1 and max(array.shape, default=0) == array.size
+    labels = _integers(text, array.reshape(-1) if flat else array, "labels")
     if labels.ndim != 1:
         raise InvalidInputError(f"'{text}': labels must be a list of integers, not of shape {labels.shape}")
     if source.rows is not None:
@@ -222,7 +225,7 @@ def given_labels(array: ArrayLike, count: int) -> IntegerArray:
     Raises:
         InvalidInputError: not integers, or not one for each of ``count`` rows.
     """
-    labels = _integers("labels", np.asarray(array))
+    labels = _integers("labels", np.asarray(array), "labels")
     if labels.shape != (count,):
         raise InvalidInputError(f"labels of shape {labels.shape} for {count} row(s); one integer for each is needed")
     return labels
@@ -252,8 +255,8 @@ def _pick(source: Source, array: Array) -> tuple[IntegerArray, Array]:
     return positions[[row]], array[[row]]
 
 
-def _integers(text: str, array: Array) -> IntegerArray:
-    """Exact integers, whatever the storage.
+def _integers(text: str, array: Array, what: str = "codes") -> IntegerArray:
+    """Exact integers, whatever the storage; ``what`` they are to a reader.
 
     Raises:
         InvalidInputError: another kind of data, NaN, infinity, fractions, or numbers beyond 64 bits.
@@ -261,18 +264,18 @@ def _integers(text: str, array: Array) -> IntegerArray:
     match array.dtype.kind:
         case "i" | "u":
             if array.dtype == np.uint64 and array.size and int(array.max()) >= 1 << 63:
-                raise InvalidInputError(f"'{text}': an input code does not fit 64 bits")
+                raise InvalidInputError(f"'{text}': holds {what} that do not fit 64 bits")
             return array.astype(np.int64)
         case "f":
             if not np.all(np.isfinite(array)):
                 raise InvalidInputError(f"'{text}': holds NaN or infinity")
             if np.any(array != np.floor(array)):
-                raise InvalidInputError(f"'{text}': holds fractions, but this network reads integer codes")
+                raise InvalidInputError(f"'{text}': holds fractions, but integer {what} are needed")
             if np.any(np.abs(array) >= 2.0**53):
                 raise InvalidInputError(f"'{text}': a number is too large to be an exact integer")
             return array.astype(np.int64)
         case _:
-            raise InvalidInputError(f"'{text}': holds {array.dtype}, but integer codes are needed")
+            raise InvalidInputError(f"'{text}': holds {array.dtype}, but integer {what} are needed")
 
 
 def _read(source: Source) -> tuple[Array, bool]:

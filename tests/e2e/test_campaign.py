@@ -138,9 +138,12 @@ def test_real_inputs_are_replayed_on_the_runtime(
     quantized(network, tmp_path / "m.onnx", "QDQ", "QUInt8", "QInt8", False)
     inputs = np.random.default_rng(0).standard_normal((3, *network.shape)).astype(np.float32)
     np.save(tmp_path / "x.npy", inputs)
-    campaign = ["campaign", "m.onnx", "--inputs", "x.npy", "--timeout", "5", "--out", "r.db"]
+    campaign = ["campaign", "m.onnx", "--inputs", "x.npy", "--timeout", "2", "--out", "r.db"]
     status, _, err = call(capsys, *campaign, "--radius", "1")
     assert (status, "name the unit" in err) == (2, True)
+    np.save(tmp_path / "nan.npy", np.where(np.arange(3)[:, None] == 1, np.nan, inputs))
+    status, _, err = call(capsys, "eval", "m.onnx", "--inputs", "nan.npy")
+    assert (status, "'nan.npy': row 1 holds NaN or infinity" in err) == (2, True)
     assert call(capsys, *campaign, "--radius", "1/100", "1.5", "3", "--search-radius", "5", "--radius-unit", "real")[0] == 0
     with open_store(tmp_path / "r.db") as store:
         records, searches = list(store.records()), list(store.searches())

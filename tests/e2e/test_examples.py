@@ -31,6 +31,7 @@ def execute(name: str, folder: Path, *arguments: str) -> str:
         ("onnx_int8.py", "onnxruntime", "cnn_int8.onnx", ()),
         ("torch_int8.py", "torch", "cnn_int8.ts.pt", ("--trust-code", "--input-shape", "1,1,8,8")),
         ("pt2e_int8.py", "torchao", "cnn_int8.pt2", ()),
+        ("tflite_int8.py", "ai_edge_litert", "mlp_int8.tflite", ()),
     ],
 )
 def test_both_verdicts(
@@ -42,7 +43,7 @@ def test_both_verdicts(
     assert "0 of 400 outputs differ" in shown
     if "CPU class vnni" in shown and "unknown" not in shown:
         assert re.search(r"grey levels: robust in", shown)
-    for digit, found in re.findall(r"digit (\d), .* non_robust in .*, seen as (\d) by (?:onnxruntime|torch) ", shown):
+    for digit, found in re.findall(r"digit (\d), .* non_robust in .*, seen as (\d) by (?:onnxruntime|torch|LiteRT) ", shown):
         assert digit != found
     assert "non_robust" in shown
     monkeypatch.chdir(tmp_path)
@@ -53,5 +54,5 @@ def test_both_verdicts(
         answer = json.loads(capsys.readouterr().out)
         verdicts.add(answer["verdict"])
         if answer["verdict"] == "non_robust":
-            assert answer["counterexample"]["replayed_on"].startswith(("onnxruntime", "torch"))
+            assert answer["counterexample"]["replayed_on"].startswith(("onnxruntime", "torch", "LiteRT"))
     assert {"robust", "non_robust"} <= verdicts

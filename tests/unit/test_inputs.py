@@ -220,11 +220,13 @@ def test_labels(folder: Path) -> None:
     assert read_labels(f"{folder}/labels-idx1-ubyte", index).tolist() == [2, 0]
     assert read_labels(f"{folder}/labels-idx1-ubyte[2:4]", index).tolist() == [1, 0]
     np.save(folder / "column.npy", np.array([[5], [6]]))
+    np.save(folder / "halves.npy", np.array([0.5, 1.0]))
     assert read_labels(f"{folder}/column.npy", np.array([1])).tolist() == [6]
     for text, message in (
         ("labels-idx1-ubyte[2]", "1 label"),
         ("images.npy", "list of integers"),
         ("column.npy", "row 3 is asked for"),
+        ("halves.npy", "holds fractions, but integer labels are needed"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             read_labels(f"{folder}/{text}", index)

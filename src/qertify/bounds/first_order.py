@@ -85,15 +85,12 @@ def fans(program: Program, low: Tensor, high: Tensor) -> Fans:
     return Fans(under_least, (under - under_least).clamp(min=0), over_least, (over - over_least).clamp(min=0), chord)
 
 
-FANS = ("under_least", "under_width", "over_least", "over_width")
-
-
 class _Descent:
     """One batch of domains with its parameters and the moments of Adam.
 
     The parameters, (batch, 2 or 3, N), are slopes for a ≥ 0 and a < 0, each 0 … 1 in its fan, and, where a range is cut, the
-    own multipliers. What domains have in common is kept once: `left`, `right` and `y`, (4, rows, N), and the fans have one
-    row if all domains have the same ranges.
+    own multipliers. What domains have in common is kept once: `left`, `right` and `y`, (4, rows, N), and the fans, `least` and
+    `width`, (rows, 2, N), have one row if all domains have the same ranges.
 
     Args:
         start: (batch, 3, N), slopes times spacing, and own multipliers; not a number where they are unknown.
@@ -109,27 +106,20 @@ class _Descent:
         self.crowded = ((y[3] - y[0] > 3) & (exact.unevenness > 0)).float() * program.unevenness
         self.objective = domains.objective.float()
         fan = fans(exact, low, high)
-        self.under_least, self.under_width, self.over_least, self.over_width, chord = (
-            getattr(fan, name).float() for name in Fans.__dataclass_fields__
-        )
+        self.least = torch.stack([fan.under_least, fan.over_least], 1).float()
+        self.width = torch.stack([fan.under_width, fan.over_width], 1).float()
         narrowed = (low > exact.low) | (high < exact.high)
         self.splits = narrowed.float() / program.spacing.clamp(min=1) if bool(narrowed.any()) else None
-        wanted = torch.where(start[:, :2].isnan(), chord[:, None], start[:, :2] / program.spacing.clamp(min=1))
-        self.parameters = ((wanted - self._least()) / self._width().clamp(min=1e-12)).clamp_(0, 1)
+        wanted = torch.where(start[:, :2].isnan(), fan.chord[:, None].float(), start[:, :2] / program.spacing.clamp(min=1))
+        self.parameters = ((wanted - self.least) / self.width.clamp(min=1e-12)).clamp_(0, 1)
         if self.splits is not None:
             self.parameters = torch.cat([self.parameters, start[:, 2:].nan_to_num()], 1)
         self.first, self.second = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
         self.step = 0
 
-    def _least(self) -> Tensor:
-        return torch.stack([self.under_least, self.over_least], 1)
-
-    def _width(self) -> Tensor:
-        return torch.stack([self.under_width, self.over_width], 1)
-
     def slopes(self, parameters: Tensor, index: Tensor) -> Tensor:
         """What a later search may start from, (count, 3, N), for parameters of this batch, and of it domains ``index``."""
-        least, width = (part[index] if len(part) > 1 else part for part in (self._least(), self._width()))
+        least, width = (part[index] if len(part) > 1 else part for part in (self.least, self.width))
         chosen = parameters[index]
         found = (least + chosen[:, :2] * width) * self.program.spacing.clamp(min=1)
         return torch.cat([found, chosen[:, 2:] if self.splits is not None else torch.zeros_like(found[:, :1])], 1).half()
@@ -147,8 +137,8 @@ class _Descent:
         """Keep some of the domains."""
         for name in ("objective", "parameters", "first", "second"):
             setattr(self, name, getattr(self, name)[index])
-        if len(self.under_least) > 1:
-            for name in ("crowded", "splits", *FANS):
+        if len(self.least) > 1:
+            for name in ("crowded", "splits", "least", "width"):
                 value = getattr(self, name)
                 setattr(self, name, None if value is None else value[index])
             self.left, self.right, self.y = self.left[:, index], self.right[:, index], self.y[:, index]
@@ -157,12 +147,11 @@ class _Descent:
         """g and λ, and the minimising inputs, accumulators and values; ``advance`` takes a step of Adam from there."""
         program, weight = self.program, torch.zeros_like(self.objective)
         multipliers, slope = torch.zeros_like(weight), torch.zeros_like(weight)
+        lines = self.least + self.parameters[:, :2] * self.width
 
         def relax(first: int, last: int, a: Tensor) -> Tensor:
             mine = slice(first, last)
-            under = self.under_least[:, mine] + self.parameters[:, 0, mine] * self.under_width[:, mine]
-            over = self.over_least[:, mine] + self.parameters[:, 1, mine] * self.over_width[:, mine]
-            part = torch.where(a >= 0, under, over)
+            part = torch.where(a >= 0, lines[:, 0, mine], lines[:, 1, mine])
             found = part * a
             if self.splits is not None:
                 own = self.parameters[:, 2, mine] * self.splits[:, mine]
@@ -191,10 +180,10 @@ class _Descent:
 
     def _least_corner(self, weight: Tensor, multipliers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """min of weight·y − multipliers·z over the corners, and where: of each step, the end that λ prefers."""
-        rightmost = multipliers > 0
-        least, where_z, where_y = (torch.full_like(weight, torch.inf) for _ in range(3))
-        for left, right, y in zip(self.left, self.right, self.y, strict=True):
-            z = torch.where(rightmost, right, left)
+        rightmost, corners_y = multipliers > 0, list(self.y)
+        first, *others = (torch.where(rightmost, right, left) for left, right in zip(self.left, self.right, strict=True))
+        where_z, where_y, least = first, corners_y[0], weight * corners_y[0] - multipliers * first
+        for z, y in zip(others, corners_y[1:], strict=True):
             found = weight * y - multipliers * z
             better = found < least
             least = torch.minimum(found, least)
@@ -203,14 +192,10 @@ class _Descent:
 
     def _ascend(self, weight: Tensor, residual: Tensor) -> None:
         self.step += 1
-        toward = weight * residual
-        parts = [
-            torch.where(weight >= 0, toward * self.under_width, 0.0),
-            torch.where(weight < 0, toward * self.over_width, 0.0),
-        ]
+        gradient = torch.stack([weight.clamp(min=0), weight.clamp(max=0)], 1) * residual[:, None] * self.width
         if self.splits is not None:
-            parts.append(residual * self.splits * (weight.abs() + self.objective.abs()))
-        gradient = torch.stack(parts, 1)
+            own = residual * self.splits * (weight.abs() + self.objective.abs())
+            gradient = torch.cat([gradient, own[:, None]], 1)
         self.first.lerp_(gradient, 1 - MOMENTS[0])
         self.second.mul_(MOMENTS[1]).addcmul_(gradient, gradient, value=1 - MOMENTS[1])
         stride = self.rate * DECAY**self.step / (1 - MOMENTS[0] ** self.step)

@@ -26,7 +26,7 @@ from tests.oracle.random_networks import random_network
 def test_certificates_of_the_engines_are_valid(graphs: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     without_enumeration(monkeypatch)
     seen: Counter[tuple[str, str, str]] = Counter()
-    for item in answered(100 + graphs, 110 if graphs else 260, graphs=graphs, method=Method.BAB if graphs else Method.AUTO):
+    for item in answered(100 + graphs, 110 if graphs else 150, graphs=graphs, method=Method.BAB if graphs else Method.AUTO):
         save(item.certificate(), tmp_path / "c")
         certificate = load(tmp_path / "c")
         report = check(certificate, item.query.network)

@@ -307,25 +307,32 @@ class Aligner:
 
         What is minimised is the objective of the linear program. Of many inputs only some are tried, at random.
         """
-        program, rows = self._program, torch.arange(len(points))
+        program = self._program
         penalty = vertex.weight / (STRICT * self._step)
+        effect, low, high = penalty[:, None] * self._matrix, penalty * vertex.low, penalty * vertex.high
+        largest, most = effect.abs().amax(1), max(1, ENTRIES // len(penalty))
         points = points.clone()
-
-        def outside(z: Tensor) -> Tensor:
-            return ((vertex.low - z).clamp(min=0) + (z - vertex.high).clamp(min=0)) @ penalty
-
-        for _ in range(REPAIRS):
-            tried = torch.rand(points.shape[1], generator=self._generator).argsort()[: max(1, ENTRIES // len(penalty))]
-            columns, cost = self._matrix.T[tried], vertex.cost[tried]
-            index, columns, cost = torch.cat([tried, tried]), torch.cat([columns, -columns]), torch.cat([cost, -cost])
-            room = torch.cat([points < program.input_high, points > program.input_low], dim=1)
-            gain = outside(z)[:, None] - outside(z[:, None] + columns) - cost
-            most, move = torch.where(room[:, torch.cat([tried, tried + points.shape[1]])], gain, 0.0).max(1)
-            if not bool((most > 0).any()):
-                break
-            moved = (most > 0).to(z.dtype)
-            z = z + moved[:, None] * columns[move]
-            points[rows, index[move]] += moved * torch.where(move < len(tried), 1.0, -1.0)
+        for x, at in zip(points, penalty * z, strict=True):  # one at a time: what that takes stays in the processor's cache
+            for _ in range(REPAIRS):
+                tried = slice(None)
+                if len(x) > most:
+                    tried = torch.rand(len(x), generator=self._generator).argsort()[:most]
+                near = torch.nonzero((at - low < largest) | (high - at < largest))[:, 0]  # others stay inside whatever moves
+                here, ends = at[near, None], (low[near, None], high[near, None])
+                before = (here - here.clamp(*ends)).abs().sum()
+                change, cost = effect[near][:, tried], vertex.cost[tried]
+                gains: list[tuple[float, int, int]] = []
+                for sign, room in ((1, x[tried] < program.input_high[tried]), (-1, x[tried] > program.input_low[tried])):
+                    moved = torch.add(here, change, alpha=sign)
+                    after = (moved - moved.clamp(*ends)).abs_().sum(0) + sign * cost
+                    least, move = torch.where(room, after, torch.inf).min(0)
+                    gains.append((float(before - least), int(move), sign))
+                gain, move, sign = max(gains)
+                if gain <= 0:
+                    break
+                index = move if isinstance(tried, slice) else int(tried[move])
+                at += sign * effect[:, index]
+                x[index] += sign
         return points
 
 

@@ -104,10 +104,12 @@ class Alignment:
                 return None
         return None
 
-    def explore(self) -> IntegerArray | None:
-        """A counterexample from the nearest misses so far, of which some inputs are changed."""
+    def explore(self, until: float) -> IntegerArray | None:
+        """A counterexample from the nearest misses so far, some inputs of which are changed; no try begins after ``until``."""
         program = self.program
         for _ in range(TRIES if self._near else 0):
+            if time.monotonic() > until:
+                break
             nearest = self._near[int(torch.randint(len(self._near), (1,), generator=self._generator))]
             part, fresh = SHAKEN * self._random(1), random_starts(program, 1, self._generator)[0]
             x = torch.where(self._random(len(fresh)) < part, fresh, nearest.x)

@@ -137,7 +137,8 @@ def robustness(desk: Desk, context: Message, deadline: float | None, stopped: Ca
     )
     assert question.program is not None
     yield Bench(question.program, question.splitter, question.polish, partial(solve_leaf, question))
-    prepared.next_descent = question.next_descent  # local search pauses between pieces as it does within one
+    # local search pauses between pieces as it does within one
+    prepared.last_descent, prepared.next_descent = question.last_descent, question.next_descent
 
 
 def any_program(desk: Desk, context: Message, deadline: float | None, stopped: Callable[[], bool]) -> Generator[Bench]:

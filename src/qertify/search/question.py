@@ -90,6 +90,7 @@ class Question:
     processes: SolverProcesses
     program: Program | None = None
     refined: bool = False
+    last_descent: float = np.inf
     next_descent: float = np.inf
     descents: int = 0
     tree: BranchAndBound | None = None
@@ -138,7 +139,8 @@ class Question:
 
     def put_off_descents(self, seconds: float) -> None:
         """Local search may begin so many seconds from now; never before this is called."""
-        self.next_descent = time.monotonic() + seconds
+        self.last_descent = time.monotonic()
+        self.next_descent = self.last_descent + seconds
 
     def polish(self, candidates: Tensor, objective: Tensor) -> IntegerArray | None:
         """Replay the ends of short descents from candidates, (batch, n), on their objectives, (batch, N).
@@ -160,7 +162,7 @@ class Question:
                 found = self.replay(descend(self.program, points[best], objective[best], DESCENT_ROUNDS, self.late))
             else:
                 found = aligned.climb(points[best], objective[best])
-                found = aligned.explore() if found is None else found
+                found = aligned.explore(start + (start - self.last_descent) / DESCENT_PAUSE) if found is None else found
             self.put_off_descents(DESCENT_PAUSE * (time.monotonic() - start))
         return found
 

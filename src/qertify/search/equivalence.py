@@ -43,7 +43,8 @@ SAMPLES = 24
 ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
 ROOT_ACCURACY = 0.01
-ATTACK_SECONDS = 5.0
+ATTACK_SECONDS, MORE_SECONDS = 5.0, 15.0
+"""Most seconds for an attack; for the one that the greatest difference is left to."""
 RANGES_SHARE = 0.7
 """Part of the time that is left for ranges of inner differences."""
 FIRST_EXCESS = Fraction(1, 50)
@@ -247,7 +248,8 @@ class _Search:
             finding.proved = bool((margins >= 0).all()) and query.delta is not None
             return
         if query.delta is None or bool((margins < 0).any()):
-            attack.go_on(self._share(), self._refuted)
+            squeezes = query.delta is None  # then a greater difference is half of the answer
+            attack.go_on(min(MORE_SECONDS, self._left() / 2) if squeezes else self._share(), self._refuted)
             self._say(f"stronger attack: a difference of {float(self._judge.attained):.6g}")
             if self._refuted():
                 finding.method = "attack"

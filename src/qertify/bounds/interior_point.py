@@ -109,7 +109,7 @@ class _Form:
 
     def __init__(self, program: Program) -> None:
         # directions need not be exact, single precision is twice as fast; coefficients of reals differ too much
-        self.kind = torch.float32 if program.divisor is None else torch.float64
+        self.kind = torch.float32 if program.divisor is None and program.slack is None else torch.float64
         count, device = program.input_matrix.shape[1], program.input_matrix.device
         empty = torch.zeros(0, 2, dtype=torch.long, device=device)
         self._pairs = empty if program.coupled is None else program.coupled

@@ -41,7 +41,8 @@ from qertify.cli.pairing import Files, ask, confirm
 from qertify.importers.registry import ImportOptions
 from qertify.network.real_evaluate import evaluate_float64
 from qertify.options import Method, Options
-from qertify.queries.equivalence import EquivalenceResult, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import EquivalenceResult
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics
 from qertify.specification.units import Unit
 

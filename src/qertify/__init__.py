@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from qertify.network.storage import save as save_network  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from qertify.options import Method as Method
     from qertify.options import Options as Options
-    from qertify.queries.equivalence import EquivalenceResult as EquivalenceResult
     from qertify.queries.equivalence import equivalence as equivalence
+    from qertify.queries.equivalence_result import EquivalenceResult as EquivalenceResult
     from qertify.queries.radius import maximum_radius as maximum_radius
     from qertify.queries.radius_result import RadiusResult as RadiusResult
     from qertify.queries.radius_result import RealRadiusResult as RealRadiusResult
@@ -89,7 +89,7 @@ _EXPORTS: dict[str, str] = {
     "Classification": "qertify.specification.property:Classification",
     "Counterexample": "qertify.result:Counterexample",
     "EquivalenceQuery": "qertify.search.comparison:EquivalenceQuery",
-    "EquivalenceResult": "qertify.queries.equivalence:EquivalenceResult",
+    "EquivalenceResult": "qertify.queries.equivalence_result:EquivalenceResult",
     "Evidence": "qertify.result:Evidence",
     "ImportOptions": "qertify.importers.registry:ImportOptions",
     "IntegerBox": "qertify.specification.region:IntegerBox",

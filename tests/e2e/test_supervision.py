@@ -216,6 +216,7 @@ class Told(Direct):
         ["radius", "missing.h5", "--input", "x.npy[1]"],
         ["radius", "missing.h5", "--input", "x.npy[1]", "--radius-unit", "real", "--max-radius", "1/3"],
         ["vnnlib", "missing.h5", "missing.vnnlib"],
+        ["equiv", "missing.onnx", "missing.h5", "--input", "x.npy[1]", "--delta", "1/2", "--radius", "1"],
     ],
     ids=lambda command: " ".join(command[::5]),
 )

@@ -13,7 +13,8 @@ from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.options import Method, Options
-from qertify.queries.equivalence import Equivalence, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import Equivalence
 from qertify.search.comparison import EquivalenceQuery, Judge, dequantized
 from qertify.search.paired_input import grid, interval
 from qertify.specification.region import IntegerBox

@@ -19,7 +19,8 @@ from qertify.bounds.pairing import find_pairs
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.options import Method, Options
-from qertify.queries.equivalence import Equivalence, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import Equivalence
 from qertify.search import equivalence as engine
 from qertify.search.comparison import EquivalenceQuery, Judge
 from qertify.search.difference_rows import DifferenceRows

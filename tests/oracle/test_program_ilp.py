@@ -16,7 +16,8 @@ from qertify.ilp.model import Status
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
 from qertify.options import Method, Options
-from qertify.queries.equivalence import Equivalence, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import Equivalence
 from qertify.result import Evidence, Reason
 from qertify.search.comparison import EquivalenceQuery, Judge
 from qertify.search.difference_rows import DifferenceRows

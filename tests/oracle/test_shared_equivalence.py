@@ -26,7 +26,8 @@ from qertify.parallel.executor import InProcess, Message
 from qertify.parallel.processes import Processes
 from qertify.parallel.programs import can_travel, pack_program, unpack_program
 from qertify.parallel.worker import Desk, greeting
-from qertify.queries.equivalence import Equivalence, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import Equivalence
 from qertify.search import pieces, sharing
 from qertify.search.comparison import EquivalenceQuery, Judge
 from qertify.search.paired_input import grid, interval

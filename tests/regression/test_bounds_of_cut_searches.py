@@ -13,7 +13,8 @@ import torch
 import qertify.search.equivalence as engine
 from qertify.bounds.dual import Proof
 from qertify.options import Method, Options
-from qertify.queries.equivalence import Equivalence, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import Equivalence
 from qertify.result import Evidence, Reason
 from qertify.search import branch_and_bound
 from qertify.search.branch_and_bound import BranchAndBound

@@ -7,7 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from qertify.queries.equivalence import Equivalence, equivalence, float32_bound
+from qertify.queries.equivalence import equivalence, float32_bound
+from qertify.queries.equivalence_result import Equivalence
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics, Outputs
 from qertify.search.paired_input import grid
 from qertify.specification.region import IntegerBox

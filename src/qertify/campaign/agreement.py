@@ -10,7 +10,7 @@ from typing import Any
 
 from qertify.campaign.records import Compared, Point
 from qertify.campaign.store import Store
-from qertify.queries.equivalence import Equivalence
+from qertify.queries.equivalence_result import Equivalence
 from qertify.search.comparison import rounded
 
 

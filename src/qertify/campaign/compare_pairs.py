@@ -15,7 +15,7 @@ from qertify.campaign.compare import Change, keyed_points, shared_points, transi
 from qertify.campaign.records import Campaign, Compared, Point
 from qertify.campaign.store import Store
 from qertify.errors import InvalidInputError
-from qertify.queries.equivalence import Equivalence
+from qertify.queries.equivalence_result import Equivalence
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,8 @@ from qertify.campaign.store import Store
 from qertify.campaign.study import Task
 from qertify.options import Options
 from qertify.parallel.executor import Executor, LostError, Message
-from qertify.queries.equivalence import (
-    DifferingInput,
-    Equivalence,
-    EquivalenceResult,
-    describe,
-    equivalence,
-    float32_bound,
-    question_of,
-)
+from qertify.queries.equivalence import describe, equivalence, float32_bound
+from qertify.queries.equivalence_result import DifferingInput, Equivalence, EquivalenceResult, question_name
 from qertify.queries.pieces import comparison_piece
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics, Judge
 
@@ -93,7 +86,7 @@ class EquivalenceStudy:
         query = self._posed(task).query
         return EquivalenceResult(
             query.original.digest, query.quantized.digest, query.quantized.runtime_profile, Equivalence.UNKNOWN,
-            question_of(query), lost.seconds, self._options.method.value,
+            question_name(query.delta, query.top1), lost.seconds, self._options.method.value,
             delta=None if query.delta is None else str(query.delta), output=query.output,
             float_semantics=query.semantics.value, reason=lost.reason, region=describe(query.inputs), explanation=(lost.why,),
         ).to_json()  # fmt: skip

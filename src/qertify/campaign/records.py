@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qertify.network.tensor import IntegerArray
-from qertify.queries.equivalence import EquivalenceResult
+from qertify.queries.equivalence_result import EquivalenceResult
 from qertify.queries.radius_result import RadiusResult, RealRadiusResult
 from qertify.result import Result
 

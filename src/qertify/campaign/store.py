@@ -20,7 +20,7 @@ import numpy as np
 
 from qertify.campaign.records import Campaign, Compared, Comparison, Point, Record, Search
 from qertify.errors import StoreError
-from qertify.queries.equivalence import EquivalenceResult
+from qertify.queries.equivalence_result import EquivalenceResult
 from qertify.queries.radius_result import radius_result
 from qertify.result import Result
 

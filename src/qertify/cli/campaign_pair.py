@@ -18,8 +18,8 @@ from qertify.campaign.records import Campaign, Comparison, Point
 from qertify.campaign.runner import Plan, Progress, run_study
 from qertify.campaign.store import create_store, resume_store
 from qertify.cli.common import say
-from qertify.cli.flags import ComparisonFlags, RegionFlags
-from qertify.cli.pairing import Files, codes_of, confirm, parse_delta, region_of, unit_of
+from qertify.cli.flags import ComparisonFlags, RegionFlags, parse_delta
+from qertify.cli.pairing import Files, codes_of, confirm, region_of, unit_of
 from qertify.cli.workers import sharing
 from qertify.importers.registry import ImportOptions
 from qertify.inputs import read_raw_rows
@@ -27,7 +27,7 @@ from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.options import Options
 from qertify.parallel.place import Place
-from qertify.queries.equivalence import EquivalenceResult
+from qertify.queries.equivalence_result import EquivalenceResult
 from qertify.runtimes.saturation import host_cpu_class
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics, Judge
 from qertify.search.paired_input import code_factor

@@ -20,11 +20,14 @@ from qertify.cli.flags import (
     PlaceFlags,
     RegionFlags,
     VerboseOption,
+    parse_delta,
     with_flags,
 )
 from qertify.cli.render import render_answer
 from qertify.cli.supervisor import Channel
 from qertify.cli.workers import sharing
+from qertify.queries.equivalence_result import Equivalence, EquivalenceResult, question_name
+from qertify.result import Reason
 
 EXIT_STATUS = {"equivalent": 0, "not_equivalent": 1, "unknown": 3}
 
@@ -56,11 +59,26 @@ def equiv_command(
     asked.check(delta is not None)
     options = replace(engines.options(), coupled=asked.coupled)
     place = workers.place()
+    wanted = None if delta is None else parse_delta(delta)
+    stopped = EquivalenceResult(
+        "",
+        "",
+        "",
+        Equivalence.UNKNOWN,
+        question_name(wanted, asked.top1),
+        0.0,
+        options.method.value,
+        delta=None if wanted is None else str(wanted),
+        output=asked.output,
+        float_semantics=asked.float_semantics,
+        reason=Reason.TIMEOUT,
+    )
+    draft = {**stopped.to_json(), "original_digest": None, "model_digest": None, "runtime_profile": None}
+    channel.draft(draft, as_json)
     channel.limit(options.timeout, options.memory)
 
     from qertify.cli.pairing import Files, ask, confirm
-    from qertify.queries.equivalence import Equivalence, EquivalenceResult, describe, equivalence, question_of
-    from qertify.result import Reason
+    from qertify.queries.equivalence import describe, equivalence
     from qertify.search.comparison import FloatSemantics
 
     imports = flags.options()
@@ -69,26 +87,18 @@ def equiv_command(
         input_,
         region,
         asked.input_scale,
-        delta,
+        wanted,
         asked.top1,
         asked.output,
         FloatSemantics(asked.float_semantics),
     )
-    stopped = EquivalenceResult(
-        query.original.digest,
-        query.quantized.digest,
-        query.quantized.runtime_profile,
-        Equivalence.UNKNOWN,
-        question_of(query),
-        0.0,
-        options.method.value,
-        delta=None if query.delta is None else str(query.delta),
-        output=asked.output,
-        float_semantics=asked.float_semantics,
-        reason=Reason.TIMEOUT,
-        region=describe(query.inputs),
-    )
-    channel.draft(stopped.to_json(), as_json)
+    known = {
+        "original_digest": query.original.digest,
+        "model_digest": query.quantized.digest,
+        "runtime_profile": query.quantized.runtime_profile,
+        "region": describe(query.inputs),
+    }
+    channel.draft({**draft, **known}, as_json)
     options = within(options, channel.limit(options.timeout, options.memory))
     with (
         sharing(place, quantized, imports, options, query.quantized) as executor,

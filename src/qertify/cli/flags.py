@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -200,6 +201,17 @@ class ComparisonFlags:
             raise InvalidInputError("ask one question: --delta D, --top1 or --max-delta")
         if self.float_semantics not in ("real", "float32-bounded"):
             raise InvalidInputError(f"float semantics '{self.float_semantics}' is neither real nor float32-bounded")
+
+
+def parse_delta(text: str) -> Fraction:
+    """A difference as it was spelt.
+
+    Raises:
+        InvalidInputError: not a positive number.
+    """
+    if (delta := parse_rational(text, "delta")) <= 0:
+        raise InvalidInputError(f"delta {text} must be positive")
+    return delta
 
 
 @dataclass(frozen=True, slots=True)

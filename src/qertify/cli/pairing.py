@@ -17,7 +17,8 @@ from qertify.importers.registry import ImportOptions, load_model
 from qertify.inputs import read_raw_row
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
-from qertify.queries.equivalence import EquivalenceResult, describe
+from qertify.queries.equivalence import describe
+from qertify.queries.equivalence_result import EquivalenceResult
 from qertify.runtimes.base import RUNTIMES, runtime_of
 from qertify.runtimes.float_models import replay_float
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics
@@ -61,7 +62,7 @@ def ask(
     input_: str,
     region: RegionFlags,
     scale: str | None,
-    delta: str | None,
+    delta: Fraction | None,
     top1: bool,
     output: int | None,
     semantics: FloatSemantics,
@@ -71,25 +72,13 @@ def ask(
     Raises:
         QertifyError: whatever is wrong with the flags, the models, the input or the region.
     """
-    wanted = None if delta is None else parse_delta(delta)
     original, quantized = files.load()
     inputs = region_of(quantized, read_raw_row(input_, quantized.input_shape), region, scale)
-    query = EquivalenceQuery(original, quantized, inputs, wanted, top1, output, semantics)
+    query = EquivalenceQuery(original, quantized, inputs, delta, top1, output, semantics)
     found = describe(inputs)
     kind = "codes" if inputs.is_grid else "real inputs"
     say(f"region: {kind}; {found['free_inputs']} of {found['inputs']} inputs vary, codes {found['low']} … {found['high']}")
     return query
-
-
-def parse_delta(text: str) -> Fraction:
-    """A difference as it was spelt.
-
-    Raises:
-        InvalidInputError: not a positive number.
-    """
-    if (delta := parse_rational(text, "delta")) <= 0:
-        raise InvalidInputError(f"delta {text} must be positive")
-    return delta
 
 
 def region_of(network: Network, centre: np.ndarray, region: RegionFlags, input_scale: str | None) -> PairedInput:

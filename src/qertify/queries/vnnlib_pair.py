@@ -11,7 +11,8 @@ from qertify.errors import InvalidInputError
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 from qertify.options import Options
-from qertify.queries.equivalence import DifferingInput, Equivalence, EquivalenceResult, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import DifferingInput, Equivalence, EquivalenceResult
 from qertify.queries.vnnlib import check_size, weakest, with_meaning
 from qertify.queries.vnnlib_boxes import codes_box, ends
 from qertify.queries.vnnlib_replay import texts

@@ -29,7 +29,8 @@ from qertify.network.evaluate import evaluate
 from qertify.options import Options
 from qertify.parallel.executor import InProcess, LostError, Message
 from qertify.parallel.worker import Desk, greeting
-from qertify.queries.equivalence import Equivalence, EquivalenceResult, equivalence
+from qertify.queries.equivalence import equivalence
+from qertify.queries.equivalence_result import Equivalence, EquivalenceResult
 from qertify.queries.pieces import comparison_piece
 from qertify.result import Reason
 from qertify.search.comparison import EquivalenceQuery

@@ -22,7 +22,7 @@ from qertify.campaign.report.content import (
 from qertify.campaign.report.figures import apart, cactus
 from qertify.campaign.report.pictures import data_uri, layout_of
 from qertify.campaign.store import Store
-from qertify.queries.equivalence import DifferingInput, Equivalence
+from qertify.queries.equivalence_result import DifferingInput, Equivalence
 from qertify.result import EVIDENCE, REASONS
 
 

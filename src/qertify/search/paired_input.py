@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from qertify.bounds.difference import Joint
 from qertify.bounds.input_relation import InputRelation
 from qertify.errors import InvalidInputError
 from qertify.network.network import Network
@@ -17,6 +17,9 @@ from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.runtimes.base import RUNTIMES, runtime_of
 from qertify.runtimes.float32 import Float32Array, greatest_float32, least_float32
 from qertify.specification.region import IntegerBox
+
+if TYPE_CHECKING:
+    from qertify.bounds.difference import Joint
 
 QUANTIZER_ERROR = 2.0**-22
 """More than what a quantizer's own float32 operations (one division or product, one sum) lose, relative to their operands."""

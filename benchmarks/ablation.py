@@ -7,8 +7,8 @@
 Every rung is asked every task, in one process with one thread, and solvers in children that are started beforehand. An
 undecided task counts with the time limit. Claims of floating-point solvers count as decisions, in favour of the integer
 programs; where they are at odds with the full engine's exact answer, they are listed. Prints medians and totals as
-ratios to the full engine on the same tasks, those that a solver's licence refuses left out. A run that was cut short goes
-on where its record ends, with the same tasks and limit.
+ratios to the full engine on the same tasks, those left out that a solver's licence refuses or that it broke down on. A
+run that was cut short goes on where its record ends, with the same tasks and limit.
 
 Tasks that interval arithmetic settles cost everybody a millisecond and say nothing; they are left out, and counted.
 The fixed-point tasks are published ones (verdicts without known errors, radii up to --max-radius) where the data folder is
@@ -147,7 +147,7 @@ def ask(rung: Rung, task: Task, limit: float, seed: int, processes: SolverProces
     verdict = "non_robust" if decision.counterexample is not None else "robust" if decision.evidence else "unknown"
     last = decision.explanation[-1] if decision.explanation else ""
     if verdict == "unknown":
-        seconds = None if "licence" in last else limit
+        seconds = None if ": failed" in last else limit
     return Run(rung.name, task.kind, task.name, verdict, seconds, decision.evidence is not Evidence.SOLVER_CLAIM, last)
 
 

@@ -29,6 +29,8 @@ NORMAL_LIMIT = 1 << 24
 """Largest number of entries of the normal matrices of a batch (128 MiB of float64)."""
 UNIT_LIMIT = 3000
 """Most units for which steps are taken; a step takes time in proportion to their cube."""
+LARGE = 1 << 13
+"""Entries from which single precision saves time; on smaller programs it only loses some empty domains."""
 HULL = (0, 4, 1, 3, 6, 7)
 """Those of the `corners` that span the hull of an even staircase, with the least value at 0 and the greatest at 3."""
 STEP_FRACTION = 0.97
@@ -108,8 +110,9 @@ class _Form:
     """
 
     def __init__(self, program: Program) -> None:
-        # directions need not be exact, single precision is twice as fast; coefficients of reals differ too much
-        self.kind = torch.float32 if program.divisor is None and program.slack is None else torch.float64
+        # directions need not be exact; coefficients of reals differ too much
+        integral = program.divisor is None and program.slack is None
+        self.kind = torch.float32 if integral and program.input_matrix.numel() >= LARGE else torch.float64
         count, device = program.input_matrix.shape[1], program.input_matrix.device
         empty = torch.zeros(0, 2, dtype=torch.long, device=device)
         self._pairs = empty if program.coupled is None else program.coupled

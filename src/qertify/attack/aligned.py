@@ -101,7 +101,6 @@ class Aligner:
         self._matrix = program.input_matrix[self._first]
         self._constant = program.constant[self._first]
         self._step = program.spacing[self._first].clamp(min=1)
-        self._last = program.values(program.high[None])[0, self._first]
         cuts, limits = _cuts(program)
         box = program.input_low.numpy(), program.input_high.numpy()
         self._rows = rows(self._matrix.numpy(), *box, cuts.numpy(), limits.numpy())

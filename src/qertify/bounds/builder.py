@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
+from qertify.bounds.levels import evenness
 from qertify.bounds.program import Program, Unit
 from qertify.errors import UnsupportedModelError
 from qertify.network.linear import EXACT_FLOAT64, windows
 from qertify.network.nodes import Max, Product, Staircase, Table
 from qertify.network.ranges import Range
 from qertify.network.staircase import gap_of
-from qertify.network.tensor import FloatArray, IntegerArray
+from qertify.network.tensor import BoolArray, FloatArray, IntegerArray
 from qertify.specification.cases import OutputView
 
 SIZE_LIMIT = 1 << 27
@@ -29,8 +32,37 @@ def widen(form: FloatArray, rows: int) -> FloatArray:
     return np.concatenate([form, np.zeros((missing, *form.shape[1:]))]) if missing else form
 
 
-Steps = tuple[FloatArray, int] | None
-"""Thresholds and least value of a unit's staircase; None without a value."""
+Ends = tuple[IntegerArray, IntegerArray]
+"""Least and greatest values, one element a unit; integers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Block:
+    """Units that were added together, none of which reads another one; arrays have an entry for each.
+
+    Attributes:
+        rows: where their values are in later forms. form: (rows before, count).
+        low, high: ranges of the accumulators, integers. least, greatest: of the values, integers; 0 without a value.
+        thresholds: (count, width), padded with infinity.
+        follows: the row in forms of what is followed, −1 for nothing.
+        spacing, unevenness, has_value, divisor, slack, takes: as in `Program`.
+    """
+
+    units: list[Unit]
+    rows: IntegerArray
+    form: FloatArray
+    low: IntegerArray
+    high: IntegerArray
+    least: FloatArray
+    greatest: FloatArray
+    thresholds: FloatArray
+    spacing: FloatArray
+    unevenness: FloatArray
+    has_value: bool
+    divisor: float
+    slack: FloatArray
+    follows: IntegerArray
+    takes: int
 
 
 class Builder:
@@ -40,29 +72,37 @@ class Builder:
         self._input_index: list[IntegerArray] = []
         self._input_ranges: list[tuple[IntegerArray, IntegerArray]] = []
         self._input_rows: list[IntegerArray] = []
-        self._unit_rows: list[IntegerArray] = []
-        self.rows = 1
-        self._units: list[Unit] = []
-        self._blocks: list[tuple[int, int]] = []
-        self._forms: list[FloatArray] = []
-        self._ranges: list[tuple[IntegerArray, IntegerArray]] = []
-        self._steps: list[Steps] = []
-        self._divisors: list[FloatArray] = []
-        self._slacks: list[FloatArray] = []
-        self._follows: list[tuple[int, int, int]] = []
+        self._blocks: list[_Block] = []
         self._coupled: tuple[IntegerArray, FloatArray] | None = None
+        self.rows = 1
 
     @property
     def units(self) -> int:
         """How many units and rows there are."""
-        return len(self._units)
+        return sum(len(block.units) for block in self._blocks)
 
-    def fork(self) -> Builder:
-        """A copy to which more can be added."""
-        fork = copy.copy(self)
-        for name, value in vars(self).items():
-            setattr(fork, name, value[:] if isinstance(value, list) else value)
-        return fork
+    def part(self, needed: BoolArray) -> Builder:
+        """A copy to which more can be added, of the inputs, the units that some variables depend on, and rows over these.
+
+        Args:
+            needed: which variables, (rows,).
+        """
+        needed = needed.copy()
+        needed[np.concatenate([[0], *self._input_rows])] = True
+        reads = [(block.form != 0).any(axis=1) for block in self._blocks]
+        for block, read in zip(reversed(self._blocks), reversed(reads), strict=True):
+            if needed[block.rows].any():
+                needed[block.rows] = True
+                needed[: read.size] |= read
+        result = copy.copy(self)
+        result._input_index, result._input_ranges = self._input_index[:], self._input_ranges[:]
+        result._input_rows = self._input_rows[:]
+        result._blocks = [
+            block
+            for block, read in zip(self._blocks, reads, strict=True)
+            if needed[block.rows].all() or not (block.has_value or (read & ~needed[: read.size]).any())
+        ]
+        return result
 
     def variable_range(self) -> tuple[FloatArray, FloatArray]:
         """Least and greatest value of the constant one and of each variable, (rows,); integers. Rows have the value 0."""
@@ -70,14 +110,8 @@ class Builder:
         low[0] = high[0] = 1
         for rows, (least, greatest) in zip(self._input_rows, self._input_ranges, strict=True):
             low[rows], high[rows] = least, greatest
-        first = 0
-        for rows, (least, greatest), divisor in zip(self._unit_rows, self._ranges, self._divisors, strict=True):
-            steps = self._steps[first : first + rows.size]
-            first += rows.size
-            low[rows] = [0 if given is None else given[1] for given in steps]
-            high[rows] = [0 if given is None else given[1] + len(given[0]) for given in steps]
-            real = divisor > 0
-            low[rows[real]], high[rows[real]] = (np.maximum(end[real], 0) / divisor[real] for end in (least, greatest))
+        for block in self._blocks:
+            low[block.rows], high[block.rows] = block.least, block.greatest
         return low, high
 
     def add_inputs(self, low: IntegerArray, high: IntegerArray) -> FloatArray:
@@ -101,11 +135,6 @@ class Builder:
         form[rows, chosen] = 1.0
         return form
 
-    def follow(self, first: int, rectifiers: IntegerArray, takes: int) -> None:
-        """Say that rows from position ``first`` on follow rectifiers, given by their rows in forms."""
-        place = {row: unit for unit, row in enumerate(np.concatenate(self._unit_rows).tolist())}
-        self._follows += [(first + offset, place[row], takes) for offset, row in enumerate(rectifiers.tolist())]
-
     def couple(self, pairs: IntegerArray, corners: FloatArray) -> None:
         """Confine pairs of inputs, (m, 2) positions among all inputs, to the hulls of their corners, (m, 8, 2)."""
         self._coupled = pairs, corners
@@ -128,14 +157,25 @@ class Builder:
             slack: integers ≥ 0.
         """
         units = [Unit(name, int(element)) for element in elements]
-        return self._append(units, form, low, high, [(np.empty(0), 0)] * len(units), np.full(len(units), float(divisor)), slack)
+        least, greatest = (np.maximum(end, 0) / divisor for end in (low, high))
+        return self._append(units, form, (low, high), (least, greatest), divisor=divisor, slack=slack)
 
     def add_rows(
-        self, labels: Sequence[int | None], form: FloatArray, low: IntegerArray, high: IntegerArray, slack: FloatArray
+        self,
+        labels: Sequence[int | None],
+        form: FloatArray,
+        low: IntegerArray,
+        high: IntegerArray,
+        slack: FloatArray,
+        follows: IntegerArray | None = None,
+        takes: int = 0,
     ) -> None:
-        """Rows: affine functions form ± slack, (rows, count), whose ranges are known; with labels, outputs."""
-        units = [Unit("", -1, label) for label in labels]
-        self._append(units, form, low, high, [None] * len(units), slack=slack)
+        """Rows: affine functions form ± slack, (rows, count), whose ranges are known; with labels, outputs.
+
+        Args:
+            follows: for each the row in forms of the rectifier that it follows. takes: as in `Program`.
+        """
+        self._append([Unit("", -1, label) for label in labels], form, (low, high), slack=slack, follows=follows, takes=takes)
 
     def add_staircase(self, node: Staircase, form: FloatArray, known: Range) -> FloatArray:
         """Turn the elements that are not constant into units; returns the affine form of the staircase's value.
@@ -151,16 +191,14 @@ class Builder:
         chosen = np.flatnonzero(least < greatest)
         flat = form.reshape(form.shape[0], -1)
         units = [Unit(node.inputs[0], int(element)) for element in chosen]
-        steps = [
-            (
-                node.steps.thresholds[row[e], least[e] - node.steps.low : greatest[e] - node.steps.low].astype(np.float64),
-                int(least[e]),
-            )
-            for e in chosen
-        ]
+        first, last = least[chosen] - node.steps.low, greatest[chosen] - node.steps.low
+        position = first[:, None] + np.arange(int((last - first).max(initial=0)))
+        known_thresholds = node.steps.thresholds[row[chosen, None], np.minimum(position, last[:, None] - 1)]
+        thresholds = np.where(position < last[:, None], known_thresholds.astype(np.float64), np.inf)
         result = np.zeros((self.rows + chosen.size, low.size))
         result[0] = np.where(least == greatest, least, 0)
-        result[self._append(units, flat[:, chosen], low[chosen], high[chosen], steps), chosen] = 1.0
+        ends = (low[chosen], high[chosen]), (least[chosen], greatest[chosen])
+        result[self._append(units, flat[:, chosen], *ends, thresholds), chosen] = 1.0
         if node.upper is not None:
             ends = zip(row.tolist(), low.tolist(), high.tolist(), strict=True)
             gaps = np.array([gap_of(node.steps, node.upper, *end) for end in ends], dtype=np.int64)
@@ -183,9 +221,11 @@ class Builder:
             wins, open_ = (column >= 0) & (down >= 0), np.flatnonzero((column >= 0) & (down < 0) & (up > 0))
             candidate = widen(flat[:, column], self.rows)
             difference = candidate[:, open_] - best[:, open_]
-            steps = [(np.arange(1.0, reach + 1), 0) for reach in up[open_].tolist()]
+            gain = up[open_]
+            count = np.arange(1.0, float(gain.max(initial=0)) + 1)
+            thresholds = np.where(count <= gain[:, None], count, np.inf)
             units = [Unit("", -1)] * open_.size
-            fresh = self._append(units, difference, down[open_], up[open_], steps)
+            fresh = self._append(units, difference, (down[open_], gain), (np.zeros_like(gain), gain), thresholds)
             best = widen(np.where(wins, candidate, best), self.rows)
             best[fresh, open_] += 1.0
             least = np.where(column >= 0, np.maximum(least, low[column]), least)
@@ -196,24 +236,31 @@ class Builder:
         self,
         units: list[Unit],
         form: FloatArray,
-        low: IntegerArray,
-        high: IntegerArray,
-        steps: Sequence[Steps],
-        divisor: FloatArray | None = None,
+        ends: Ends,
+        values: Ends | tuple[FloatArray, FloatArray] | None = None,
+        thresholds: FloatArray | None = None,
+        divisor: float = 0.0,
         slack: FloatArray | None = None,
+        follows: IntegerArray | None = None,
+        takes: int = 0,
     ) -> IntegerArray:
-        """Add one block of units; returns their rows in later forms."""
-        start, count = len(self._units), len(units)
-        self._units += units
-        self._steps += steps
+        """Add one block of units; returns their rows in later forms.
+
+        Args:
+            ends: of the accumulators. values: least and greatest ones; None for units without a value.
+        """
+        count, nothing = len(units), np.zeros(len(units))
+        least, greatest = (nothing, nothing) if values is None else (end.astype(np.float64) for end in values)
+        thresholds = np.empty((count, 0)) if thresholds is None else thresholds
+        spacing, unevenness = (part.numpy() for part in evenness(torch.from_numpy(thresholds)))
+        block = _Block(
+            units, self._new_rows(count), form, *ends, least, greatest, thresholds,
+            np.full(count, divisor) if divisor else spacing, unevenness, values is not None, divisor,
+            nothing if slack is None else slack, np.full(count, -1) if follows is None else follows, takes,
+        )  # fmt: skip
         if units:
-            self._blocks.append((start, len(self._units)))
-        self._forms.append(form)
-        self._ranges.append((low, high))
-        self._divisors.append(np.zeros(count) if divisor is None else divisor)
-        self._slacks.append(np.zeros(count) if slack is None else slack)
-        self._unit_rows.append(self._new_rows(count))
-        return self._unit_rows[-1]
+            self._blocks.append(block)
+        return block.rows
 
     def _new_rows(self, count: int) -> IntegerArray:
         self.rows += count
@@ -255,15 +302,7 @@ class Builder:
         element = view.element[list(classes)]
         units = [Unit(view.node, int(e), label) for e, label in zip(element, classes, strict=True)]
         low, high = known[0].reshape(-1)[element], known[1].reshape(-1)[element]
-        self._append(units, form.reshape(form.shape[0], -1)[:, element], low, high, [None] * len(classes))
-
-    def _followed(self, count: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
-        if not self._follows:
-            return None, None
-        follows, takes = torch.full((count,), -1, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
-        for row, unit, sign in self._follows:
-            follows[row], takes[row] = unit, sign
-        return follows, takes
+        self._append(units, form.reshape(form.shape[0], -1)[:, element], (low, high))
 
     def finish(self) -> Program:
         """The program of everything added so far.
@@ -271,68 +310,69 @@ class Builder:
         Raises:
             UnsupportedModelError: too many coefficients, or numbers too large for float64.
         """
-        count = len(self._units)
+        blocks = self._blocks
+        units = tuple(unit for block in blocks for unit in block.units)
+        count = len(units)
         if count * self.rows > SIZE_LIMIT:
             reason = f"{count} units over {self.rows} variables are too many for dense matrices"
-            raise UnsupportedModelError(self._units[-1].node, "network", None, reason)
-        matrix = np.zeros((count, self.rows))
-        start = 0
-        for form in self._forms:
-            matrix[start : start + form.shape[1], : form.shape[0]] = form.T
-            start += form.shape[1]
-        if count and np.abs(matrix).max() >= EXACT_FLOAT64:
-            reason = "coefficients of 2⁵³ or more are not supported"
-            raise UnsupportedModelError(self._units[-1].node, "network", None, reason)
+            raise UnsupportedModelError(units[-1].node, "network", None, reason)
+
+        def joined(name: str) -> FloatArray:
+            parts = [np.broadcast_to(getattr(block, name), len(block.units)) for block in blocks]
+            return np.concatenate([np.empty(0), *parts])
+
         low, high = (np.concatenate([pair[side] for pair in self._input_ranges]).astype(np.float64) for side in (0, 1))
-        input_rows, unit_rows = np.concatenate(self._input_rows), np.concatenate(self._unit_rows)
-        table = [(np.empty(0), 0) if steps is None else steps for steps in self._steps]
-        width = max((len(steps) for steps, _ in table), default=0)
-        thresholds = np.full((count, max(width, 1)), np.inf)
-        spacing, unevenness = np.ones(count), np.zeros(count)
-        divisor, slack = np.concatenate(self._divisors), np.concatenate(self._slacks)
-        spacing[divisor > 0] = divisor[divisor > 0]
-        for unit, (steps, _) in enumerate(table):
-            thresholds[unit, : len(steps)] = steps
-            if len(steps) > 1:
-                spacing[unit] = (steps[-1] - steps[0]) / (len(steps) - 1)
-                line = steps[0] + spacing[unit] * np.arange(len(steps))
-                deviation = steps - line
-                if np.any(np.diff(steps) != steps[1] - steps[0]):
-                    unevenness[unit] = np.ceil(deviation.max() - deviation.min()) + 1  # +1 covers rounding of the line
-        bounds = [np.concatenate([pair[side] for pair in self._ranges]).astype(np.float64) for side in (0, 1)]
-        first_value = np.array([first for _, first in table], dtype=np.float64)
-        last_value = first_value + [len(steps) for steps, _ in table]
-        last_value += np.where(divisor > 0, np.ceil(np.maximum(bounds[1], 0) / np.maximum(divisor, 1)), 0)
+        input_rows, unit_rows = np.concatenate(self._input_rows), joined("rows").astype(np.int64)
+        ends, values = (joined("low"), joined("high")), (joined("least"), joined("greatest"))
+        divisor, slack, has_value = joined("divisor"), joined("slack"), joined("has_value")
+        constant, inputs, matrix = np.zeros(count), np.zeros((count, low.size)), np.zeros((count, count))
+        place = np.full(self.rows, -1)
+        place[unit_rows] = np.arange(count)
+        stops = np.cumsum([0, *(len(block.units) for block in blocks)]).tolist()
+        spans = list(pairwise(stops))
+        thresholds = np.full((count, max([1, *(block.thresholds.shape[1] for block in blocks)])), np.inf)
+        for block, (start, stop) in zip(blocks, spans, strict=True):
+            rows = len(block.form)
+            constant[start:stop] = block.form[0]
+            seen = input_rows < rows
+            inputs[start:stop, seen] = block.form[input_rows[seen]].T
+            seen = unit_rows < rows
+            matrix[start:stop, seen] = block.form[unit_rows[seen]].T
+            thresholds[start:stop, : block.thresholds.shape[1]] = block.thresholds
+        if max(float(np.abs(part).max(initial=0.0)) for part in (constant, inputs, matrix)) >= EXACT_FLOAT64:
+            reason = "coefficients of 2⁵³ or more are not supported"
+            raise UnsupportedModelError(units[-1].node, "network", None, reason)
         largest_x = np.maximum(np.maximum(np.abs(low), np.abs(high)), 1)
-        largest_y = np.maximum(np.maximum(np.abs(first_value), np.abs(last_value)), 1)
-        inputs, values = matrix[:, input_rows], matrix[:, unit_rows]
-        equation_size = np.abs(matrix[:, 0]) + np.abs(inputs) @ largest_x + np.abs(values) @ largest_y + slack
-        convert = torch.from_numpy
-        if count and max(equation_size.max(), *(np.abs(bound).max() for bound in bounds)) >= EXACT_FLOAT64 / 2:
+        largest_y = np.maximum(np.maximum(np.abs(values[0]), np.abs(values[1])), 1)
+        equation_size = np.abs(constant) + np.abs(inputs) @ largest_x + np.abs(matrix) @ largest_y + slack
+        if max(float(np.abs(part).max(initial=0.0)) for part in (equation_size, *ends)) >= EXACT_FLOAT64 / 2:
             reason = "sums of 2⁵² or more are not supported by the bounds"
-            raise UnsupportedModelError(self._units[-1].node, "network", None, reason)
-        follows, takes = self._followed(count)
+            raise UnsupportedModelError(units[-1].node, "network", None, reason)
+        follows = joined("follows").astype(np.int64)
+        follows = np.where(follows >= 0, place[follows], -1)
+        follow, coupled = bool((follows >= 0).any()), self._coupled
+        convert = torch.from_numpy
         return Program(
-            units=tuple(self._units),
-            blocks=tuple(self._blocks),
+            units=units,
+            blocks=tuple(spans),
             input_index=np.concatenate(self._input_index),
             input_low=convert(low),
             input_high=convert(high),
             input_matrix=convert(inputs),
-            unit_matrix=convert(values),
-            constant=convert(matrix[:, 0].copy()),
-            low=convert(bounds[0]),
-            high=convert(bounds[1]),
+            unit_matrix=convert(matrix),
+            constant=convert(constant),
+            low=convert(ends[0]),
+            high=convert(ends[1]),
             thresholds=convert(thresholds),
-            first_value=convert(first_value),
-            spacing=convert(spacing),
-            unevenness=convert(unevenness),
-            has_value=convert(np.array([float(steps is not None) for steps in self._steps])),
+            first_value=convert(np.where(divisor > 0, 0, values[0])),
+            spacing=convert(joined("spacing")),
+            unevenness=convert(joined("unevenness")),
+            has_value=convert(has_value),
             equation_size=convert(equation_size),
             divisor=convert(divisor) if divisor.any() else None,
             slack=convert(slack) if slack.any() else None,
-            follows=follows,
-            takes=takes,
-            coupled=None if self._coupled is None else convert(self._coupled[0]),
-            coupled_corners=None if self._coupled is None else convert(self._coupled[1]),
+            follows=convert(follows) if follow else None,
+            takes=convert(joined("takes")) if follow else None,
+            coupled=None if coupled is None else convert(coupled[0]),
+            coupled_corners=None if coupled is None else convert(coupled[1]),
         )

@@ -35,8 +35,8 @@ SCALE_BITS = 14
 """Least number of bits of the scale of a quantized value in a row."""
 BATCH, ENTRIES = 128, 1 << 19
 """Most paired accumulators, and objectives times units, whose ranges are tightened together."""
-FEW_UNITS, FEWER_UNITS, STEPS = 800, 400, 10
-"""Up to so many units a first-order search of so many steps tightens ranges of differences, and those of accumulators."""
+FEW_UNITS, STEPS = 800, 10
+"""Up to so many units a first-order search of so many steps tightens ranges."""
 DENSE_LIMIT = 3000
 """Most activations of both networks together for matrices."""
 
@@ -212,33 +212,30 @@ def _tightened(
     forms: Forms, mixture: Mixture, low: FloatArray, high: FloatArray, part: IntegerArray, late: Callable[[], bool]
 ) -> Bounds:
     """Dual bounds of some elements of a mixture, which lie in low … high."""
-    fork = forms.fork()
-    fork.add_rows(mixture, part, low, high)
-    program = fork.finish()
-    best = torch.from_numpy(np.stack([low, -high]))
+    asked = forms.part(mixture)
+    earlier = asked.units
+    asked.add_rows(mixture, part, low, high)
+    program = asked.finish()
     units = len(program.units)
-    linked = program.follows is not None and units <= FEW_UNITS
-    few = forms.units and units <= (FEW_UNITS if len(mixture.terms) > 1 else FEWER_UNITS)
-    descent = FirstOrder(program, late) if few else None
+    few = earlier and units <= FEW_UNITS
+    best = torch.from_numpy(np.stack([low, -high]))
+    signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     for rows in torch.arange(part.size).split(max(1, ENTRIES // units)):
         if late():
             break
-        objective = torch.zeros(len(rows), units, dtype=torch.float64)
-        objective[torch.arange(len(rows)), forms.units + rows] = 1.0
-        ends = [bound.expand(len(rows), -1) for bound in (program.low, program.high)]
+        count = 2 * len(rows)
+        objective = torch.zeros(2, len(rows), units, dtype=torch.float64)
+        objective[:, torch.arange(len(rows)), earlier + rows] = signs
         # no bound is expected to pass the other end of the range, so that no search ends before its steps do
-        above, below = (Domains(ends[0], ends[1], sign * objective, -best[1 - side, rows]) for side, sign in enumerate((1, -1)))
-        tries = [initial_multipliers(program, above)]
-        if program.follows is not None:
-            tries.append(initial_multipliers(program, above, Following.VALUES))
-        proposals = [(multipliers, -multipliers) for multipliers in tries]
-        if linked:
-            links = [initial_multipliers(program, side, Following.LINKS) for side in (above, below)]
-            proposals.append((links[0], links[1]))
-        if descent is not None:
-            proposals.append((descent.relax(above, STEPS).multipliers, descent.relax(below, STEPS).multipliers))
-        for proposal in proposals:
-            for side, (domains, multipliers) in enumerate(zip((above, below), proposal, strict=True)):
-                bound = prove(program, domains, multipliers).margin + domains.limit
-                best[side, rows] = torch.maximum(best[side, rows], bound)
+        limit = -best[:, rows].flip(0).flatten()
+        domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective.flatten(0, 1), limit)
+        if few:
+            proposals = [FirstOrder(program, late).relax(domains, STEPS).multipliers]
+        else:
+            kinds = (Following.NONE, Following.VALUES) if program.follows is not None else (Following.NONE,)
+            above = domains.pick(slice(len(rows)))
+            proposals = [signs[..., None] * initial_multipliers(program, above, kind) for kind in kinds]
+        for multipliers in proposals:
+            bound = (prove(program, domains, multipliers.reshape(count, units)).margin + limit).view(2, -1)
+            best[:, rows] = torch.maximum(best[:, rows], bound)
     return best[0].numpy(), -best[1].numpy()

@@ -214,5 +214,7 @@ def prove(program: Program, domains: Domains, multipliers: Tensor, corner: tuple
     for rows, evaluate in ((proved & ~wide, _narrow), (proved & wide, _wide_value)):
         if bool(rows.any()):
             part = slice(None) if bool(rows.all()) else rows  # everything is not copied
-            bound[part] = evaluate(program, domains.pick(part), z[part], y[part], rounded[part], bits[part])
+            mine = domains.pick(part)
+            ends = [end[:1].expand(len(mine), -1, -1) if end.stride(0) == 0 else end[part] for end in (z, y)]  # not copied
+            bound[part] = evaluate(program, mine, ends[0], ends[1], rounded[part], bits[part])
     return Proof(rounded, bits, bound - domains.limit - 1)

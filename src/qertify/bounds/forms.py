@@ -108,8 +108,8 @@ class Forms(Protocol):
         """Whether `range` of a difference is as narrow as can be told without units."""
         ...
 
-    def fork(self) -> Forms:
-        """A copy to which more can be added."""
+    def part(self, mixture: Mixture) -> Forms:
+        """A copy to which more can be added; perhaps only of what a mixture depends on, and of rows over nothing else."""
         ...
 
     def inputs(self, box: IntegerBox, relation: InputRelation | None) -> JointInput:
@@ -176,13 +176,12 @@ def output_mixtures(left: Bounds, bits: int, right: Bounds, outputs: OutputRows)
     """What ``outputs`` makes of outputs in these ranges; the left ones are in units of 2^−bits."""
     builder = Builder()
     low, high = (np.concatenate([own, other]) for own, other in zip(left, right, strict=True))
+    high = np.maximum(high, low + 1)  # what is constant up to its slack has a factor, too
     given = builder.add_inputs(low.astype(np.int64), high.astype(np.int64))
     count = left[0].size
     rows, bits = outputs(builder, RealForm(given[:, :count], np.zeros(count), bits), given[:, count:])
     form = np.stack([row.form for row in rows], axis=1)
-    factors = np.zeros((low.size, len(rows)))
-    factors[low < high] = form[1:]
-    return OutputMixtures(factors[:count], factors[count:], form[0], np.array([float(row.slack) for row in rows]), bits)
+    return OutputMixtures(form[1 : count + 1], form[count + 1 :], form[0], np.array([float(row.slack) for row in rows]), bits)
 
 
 class DenseForms:
@@ -198,8 +197,9 @@ class DenseForms:
     def units(self) -> int:
         return self.builder.units
 
-    def fork(self) -> DenseForms:
-        return DenseForms(self.builder.fork())
+    def part(self, mixture: Mixture) -> DenseForms:
+        forms = (_dense(value).widened(self.builder.rows).flat().form for value, _ in mixture.terms)
+        return DenseForms(self.builder.part(np.any([(form != 0).any(axis=1) for form in forms], axis=0)))
 
     def inputs(self, box: IntegerBox, relation: InputRelation | None) -> JointInput:
         builder, middle = self.builder, (box.low + box.high) // 2
@@ -248,11 +248,9 @@ class DenseForms:
         follows: Value | None = None,
         takes: int = 0,
     ) -> None:
-        builder, form = self.builder, self._mixed(mixture, elements)
-        if follows is not None:
-            builder.follow(builder.units, _dense(follows).flat().form[:, elements].argmax(axis=0), takes)
-        slack = mixture.slack[elements]
-        builder.add_rows([None] * elements.size, form, low.astype(np.int64), high.astype(np.int64), slack)
+        followed = None if follows is None else _dense(follows).flat().form[:, elements].argmax(axis=0)
+        ends, form = (low.astype(np.int64), high.astype(np.int64)), self._mixed(mixture, elements)
+        self.builder.add_rows([None] * elements.size, form, *ends, mixture.slack[elements], followed, takes)
 
     def note(self, coupling: Coupling) -> None:
         self._couplings.append(coupling)

@@ -84,9 +84,9 @@ def add_joint_rows(builder: Builder, outputs: FloatArray, pairs: Sequence[PairFo
         ends = np.stack([2 * factor * last.low, 2 * factor * last.high])
         joint += ROUNDING * float(np.abs(ends).sum())
         low, high = (ends.min(0).sum() - joint) * shrunk, (ends.max(0).sum() + joint) * shrunk
-        builder.follow(builder.units, last.follows[[int(np.argmax(size * last.reach))]], 0)
+        follows = last.follows[[int(np.argmax(size * last.reach))]]
         ends = np.array([np.floor(low) - 1, np.ceil(high) + 1]).astype(np.int64)
-        builder.add_rows([None], (twist.form @ factor)[:, None], ends[:1], ends[1:], np.array([twist.slack @ size]))
+        builder.add_rows([None], (twist.form @ factor)[:, None], ends[:1], ends[1:], np.array([twist.slack @ size]), follows)
 
 
 def _spread(builder: Builder, value: RealForm, pairs: Sequence[PairForms]) -> tuple[FloatArray, FloatArray]:

@@ -116,11 +116,24 @@ def measure(levels: Levels, first: Tensor, last: Tensor) -> tuple[Tensor, Tensor
         count = (last - first)[part, None]
         where = (levels.start + (first - levels.low).long())[part, None] + torch.minimum(step, count - 1).long()
         thresholds = levels.keys[where] - levels.base[part, None]
-        ends = thresholds[:, :1], thresholds[:, -1:]
-        slope = (ends[1] - ends[0]) / (count - 1)
-        deviation = thresholds - (ends[0] + slope * torch.minimum(step, count - 1))
-        gaps = thresholds[:, 1:] - thresholds[:, :-1]
-        uneven = ((gaps != gaps[:, :1]) & (step[1:] < count)).any(-1)
-        width = (deviation.amax(-1) - deviation.amin(-1)).ceil() + 1  # +1 covers rounding of the line
-        spacing[part], unevenness[part] = slope[:, 0], torch.where(uneven, width, 0.0)
+        spacing[part], unevenness[part] = evenness(torch.where(step < count, thresholds, torch.inf))
+    return spacing, unevenness
+
+
+def evenness(thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """`Program.spacing` and `Program.unevenness`, (N,), of rows of thresholds that are padded with infinity, (N, K)."""
+    spacing, unevenness = thresholds.new_ones(len(thresholds)), thresholds.new_zeros(len(thresholds))
+    count = torch.isfinite(thresholds).sum(-1, keepdim=True)
+    several = (count > 1)[:, 0]
+    if not bool(several.any()):
+        return spacing, unevenness
+    thresholds, count = thresholds[several], count[several]
+    step = torch.arange(thresholds.shape[1], device=thresholds.device)
+    first = thresholds[:, :1]
+    slope = (thresholds.gather(1, count - 1) - first) / (count - 1)
+    deviation = torch.where(step < count, thresholds - (first + slope * step), 0.0)
+    gaps = thresholds[:, 1:] - thresholds[:, :-1]
+    uneven = ((gaps != gaps[:, :1]) & (step[1:] < count)).any(-1)
+    width = (deviation.amax(-1) - deviation.amin(-1)).ceil() + 1  # +1 covers rounding of the line
+    spacing[several], unevenness[several] = slope[:, 0], torch.where(uneven, width, 0.0)
     return spacing, unevenness

@@ -43,7 +43,7 @@ class OperatorForms:
     def units(self) -> int:
         return len(self.builder.units)
 
-    def fork(self) -> OperatorForms:
+    def part(self, mixture: Mixture) -> OperatorForms:
         return OperatorForms(self.builder.fork())
 
     def inputs(self, box: IntegerBox, relation: InputRelation | None) -> JointInput:

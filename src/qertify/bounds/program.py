@@ -127,7 +127,10 @@ class Program:
     def products(self, total: Tensor) -> tuple[Tensor, Tensor]:
         """total·input_matrix, (batch, n), and total·unit_matrix, (batch, N), for weights of the accumulators (batch, N)."""
         if self.operators is None:
-            return total @ self.input_matrix, total @ self.unit_matrix
+            units = torch.zeros_like(total)
+            for first, last in self._valued():
+                units[:, first:last] = total[:, first:] @ self.unit_matrix[first:, first:last]
+            return total @ self.input_matrix, units
         done = self.operators.backward(total, lambda first, last, _: total[:, first:last])
         return done.inputs, done.units
 
@@ -143,29 +146,43 @@ class Program:
             return self.operators.backward(
                 objective, lambda first, last, found: objective[:, first:last] + fill(first, last, found)
             ).inputs
-        weight = objective.clone()
+        weight, found, valued = objective.clone(), torch.zeros_like(objective), self._valued()
         for first, last in reversed(self.blocks):
-            weight[:, first:last] += fill(first, last, self._found(weight, first, last))
+            weight[:, first:last] += fill(first, last, self._offered(found, first, last))
+            for start, stop in valued:
+                if start < first:
+                    stop = min(stop, first)
+                    found[:, start:stop] += weight[:, first:last] @ self.unit_matrix[first:last, start:stop]
         return weight @ self.input_matrix
 
-    def _found(self, weight: Tensor, first: int, last: int) -> Tensor:
-        """What a backward pass finds for a block: weights of values, or of what rows follow, as multipliers that undo them."""
-        found = weight @ self.unit_matrix[:, first:last]
+    def _valued(self) -> list[tuple[int, int]]:
+        """Runs of blocks of units with values, first and last+1; the other columns of the matrix are zero."""
+        runs: list[tuple[int, int]] = []
+        for first, last in self.blocks:
+            if bool(self.has_value[first:last].any()):
+                joined = bool(runs) and runs[-1][1] == first
+                runs[-1 if joined else len(runs) :] = [(runs[-1][0] if joined else first, last)]
+        return runs
+
+    def _offered(self, found: Tensor, first: int, last: int) -> Tensor:
+        """What a backward pass offers a block: weights of values, or of what rows follow, as multipliers that undo them."""
+        offered = found[:, first:last]
         rows = first + torch.nonzero(self.follows[first:last] >= 0)[:, 0] if self.follows is not None else found.new_empty(0)
         if self.follows is not None and len(rows):
             partner = self.follows[rows]
-            found[:, rows - first] = -(weight @ self.unit_matrix[:, partner]) / self.unit_matrix[rows, partner]
-        return found
+            offered = offered.clone()
+            offered[:, rows - first] = -found[:, partner] / self.unit_matrix[rows, partner]
+        return offered
 
     def forward(self, x: Tensor, fill: Fill) -> Tensor:
         """Accumulators, (batch, N), at inputs, (batch, n), where ``fill`` turns a block's accumulators into its values."""
         if self.operators is not None:
             return self.operators.forward(x, fill).units
-        base = self.constant + x @ self.input_matrix.T
-        z, y = base, torch.zeros_like(base)
+        z = self.constant + x @ self.input_matrix.T
+        y = torch.zeros_like(z)
         for first, last in self.blocks:
             if first:
-                z = base + y @ self.unit_matrix.T
+                z[:, first:last] += y[:, :first] @ self.unit_matrix[first:last, :first].T
             y[:, first:last] = fill(first, last, z[:, first:last])
         return z
 

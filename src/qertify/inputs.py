@@ -173,18 +173,6 @@ def read_row(text: str, network: Network, prepare: Preprocessing | None = None) 
     return rows
 
 
-def read_raw_row(text: str, shape: tuple[int, ...]) -> Array:
-    """One row as it is stored, brought to a shape; integers or floating-point numbers.
-
-    Raises:
-        InvalidInputError: as `read_rows`, also if there are several rows.
-    """
-    _, picked = read_raw_rows(text, shape)
-    if len(picked) != 1:
-        raise InvalidInputError(f"'{text}' holds {len(picked)} rows; name one, as in {text}[0]")
-    return picked[0]
-
-
 def read_raw_rows(text: str, shape: tuple[int, ...]) -> tuple[IntegerArray, Array]:
     """(positions in the file, rows as they are stored, brought to a shape); integers or floating-point numbers.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 
 from qertify.cli.main import run as command
 from qertify.cli.supervisor import Direct
-from qertify.errors import UnsupportedModelError
+from qertify.errors import InvalidInputError, UnsupportedModelError
 from qertify.importers.onnx_quantized import load_onnx
 from qertify.network.storage import load as load_network
 from qertify.network.storage import save as save_network
@@ -196,8 +197,11 @@ def test_saved_networks_keep_the_normalization(tmp_path: Path) -> None:
     assert np.array_equal(runtime_of(again).quantize_input(x), runtime_of(network).quantize_input(x))
 
 
-def test_two_models_are_compared_on_normalized_inputs(tmp_path: Path) -> None:
+def test_two_models_must_normalize_alike(tmp_path: Path) -> None:
     network = load_onnx(classifier(tmp_path), allow_float_islands=True)
     codes = np.zeros(SHAPE, dtype=np.int64)
-    with pytest.raises(UnsupportedModelError, match="normalized inputs"):
-        EquivalenceQuery(network, network, grid(network, IntegerBox(codes, codes)), top1=True)
+    inputs = grid(network, IntegerBox(codes, codes))
+    assert EquivalenceQuery(network, network, inputs, top1=True).inputs is inputs
+    other = {key: value for key, value in network.metadata.items() if key != "input_steps"}
+    with pytest.raises(InvalidInputError, match="different codes"):
+        EquivalenceQuery(replace(network, metadata=other), network, inputs, top1=True)

@@ -131,8 +131,8 @@ def campaign_command(
         raise InvalidInputError(f"budget {budget} must be a positive number of seconds")
     if original is None and (delta or asked != ComparisonFlags()):
         raise InvalidInputError("questions about two models need the other one: --float FLOAT_MODEL")
-    if original is not None and (labels, target, search_radius, pixels, ties) != (None, None, None, PixelFlags(), Ties.FIRST):
-        raise InvalidInputError("--float does not go with --labels, --target, --ties, --search-radius, --mean and --std")
+    if original is not None and (labels, target, search_radius, ties) != (None, None, None, Ties.FIRST):
+        raise InvalidInputError("--float does not go with --labels, --target, --ties and --search-radius")
     if not radius and search_radius is None:
         raise InvalidInputError("give --radius or --search-radius" if original is None else "give --radius")
     from qertify.campaign.launch import Asked, describe, options_kept, require_asked
@@ -152,10 +152,12 @@ def campaign_command(
         options = replace(options, coupled=asked.coupled)
         described = partial(
             describe, model, radii=tuple(map(str, spelt)), inputs=inputs, input_range=input_range,
-            options=options_kept(options), command_line=tuple(sys.argv[1:]),
+            options=options_kept(options) | kept, command_line=tuple(sys.argv[1:]),
         )  # fmt: skip
         region = RegionFlags(None, radius_unit, input_range=input_range)
-        pair = PairCampaign(original, model, inputs, spelt, region, delta or [], asked, flags.options(), options, described)
+        pair = PairCampaign(
+            original, model, inputs, spelt, region, pixels, delta or [], asked, flags.options(), options, described
+        )  # fmt: skip
         found = run_pairs(pair, out, resume, place, budget, _shown(verbose))
         return _finish(channel, found, render_agreement(found), as_json, budget)
 

@@ -18,11 +18,10 @@ from qertify.campaign.records import Campaign, Comparison, Point
 from qertify.campaign.runner import Plan, Progress, run_study
 from qertify.campaign.store import create_store, resume_store
 from qertify.cli.common import say
-from qertify.cli.flags import ComparisonFlags, RegionFlags, parse_delta
-from qertify.cli.pairing import Files, codes_of, confirm, region_of, unit_of
+from qertify.cli.flags import ComparisonFlags, PixelFlags, RegionFlags, parse_delta
+from qertify.cli.pairing import Files, View, confirm
 from qertify.cli.workers import sharing
 from qertify.importers.registry import ImportOptions
-from qertify.inputs import read_raw_rows
 from qertify.network.evaluate import evaluate
 from qertify.network.network import Network
 from qertify.options import Options
@@ -30,9 +29,7 @@ from qertify.parallel.place import Place
 from qertify.queries.equivalence_result import EquivalenceResult
 from qertify.runtimes.saturation import host_cpu_class
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics, Judge
-from qertify.search.paired_input import code_factor
 from qertify.specification.property import Ties
-from qertify.specification.units import parse_rational
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -56,6 +53,7 @@ class PairCampaign:
     inputs: str
     radii: dict[Fraction, str]
     region: RegionFlags
+    pixels: PixelFlags
     deltas: list[str]
     asked: ComparisonFlags
     imports: ImportOptions
@@ -91,22 +89,23 @@ def run_pairs(
     questions = _questions(asked)
     files = Files(asked.original, asked.quantized, asked.imports, flags.original_bits, flags.original_runtime)
     original, quantized = files.load()
-    index, rows = read_raw_rows(asked.inputs, quantized.input_shape)
+    view = View.of(quantized, flags.input_scale, asked.pixels.preprocessing(quantized, asked.region.radius_unit))
+    index, rows = view.rows(asked.inputs)
     semantics = FloatSemantics(flags.float_semantics)
 
     @lru_cache(maxsize=256)
     def pose(position: int, radius: Fraction, question: str) -> Question:
         region = replace(asked.region, radius=asked.radii[radius])
-        inputs = region_of(quantized, rows[position], region, flags.input_scale)
+        inputs = view.region(rows[position], region)
         delta = None if flags.top1 or flags.max_delta else Fraction(question)
         return Question(files, EquivalenceQuery(original, quantized, inputs, delta, flags.top1, flags.output, semantics))
 
     every = [pose(0, radius, questions[0]) for radius in asked.radii]  # looked at once before any work is done
-    points = _points(every[0].query, index, rows, flags.input_scale)
+    points = _points(every[0].query, view, index, rows)
     kernels = any("kernels" in network.metadata for network in (original, quantized) if isinstance(network, Network))
     cpu_class = (asked.options.cpu_class or host_cpu_class().value) if kernels else None
     campaign = asked.describe(
-        quantized, points, radius_unit=unit_of(quantized, asked.region).value, ties=Ties.FIRST.value, labels=None,
+        quantized, points, radius_unit=view.unit(asked.region).value, ties=Ties.FIRST.value, labels=None,
         cpu_class=cpu_class,
         comparison=Comparison(
             asked.original.name, original.digest, questions, flags.float_semantics, flags.output, flags.input_scale,
@@ -131,15 +130,12 @@ def _questions(asked: PairCampaign) -> tuple[str, ...]:
     return tuple(map(str, sorted({parse_delta(text) for text in asked.deltas})))
 
 
-def _points(query: EquivalenceQuery, index: np.ndarray, rows: np.ndarray, scale: str | None) -> list[Point]:
+def _points(query: EquivalenceQuery, view: View, index: np.ndarray, rows: np.ndarray) -> list[Point]:
     """Each input with the classes that both networks predict there; the original's stands for the label."""
     network = query.quantized
-    factor = code_factor(network) if scale is None else parse_rational(scale, "input scale")
     judge, points = Judge(query), list[Point]()
     for first in range(0, len(rows), CHUNK):
-        some = rows[first : first + CHUNK]
-        codes = np.stack([codes_of(network, row, factor) for row in some])
-        x = some.astype(np.float32) if some.dtype.kind == "f" else query.inputs.stand_for(codes)
+        x, codes = view.read(rows[first : first + CHUNK])
         classes, outputs = judge.estimates(x, codes)[0].argmax(axis=1), evaluate(network, codes)
         predicted = Ties.FIRST.predicted(outputs)
         points += [

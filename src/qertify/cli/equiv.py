@@ -17,6 +17,7 @@ from qertify.cli.flags import (
     InputOption,
     JsonOption,
     ModelFlags,
+    PixelFlags,
     PlaceFlags,
     RegionFlags,
     VerboseOption,
@@ -44,6 +45,7 @@ def equiv_command(
     ],
     input_: InputOption,
     region: RegionFlags,
+    pixels: PixelFlags,
     delta: Annotated[
         str | None, typer.Option(metavar="D", help="Do the outputs stay within D of each other?", show_default=False)
     ] = None,
@@ -86,6 +88,7 @@ def equiv_command(
         Files(original, quantized, imports, asked.original_bits, asked.original_runtime),
         input_,
         region,
+        pixels,
         asked.input_scale,
         wanted,
         asked.top1,

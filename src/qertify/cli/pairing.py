@@ -10,21 +10,25 @@ from pathlib import Path
 import numpy as np
 
 from qertify.cli.common import say
-from qertify.cli.flags import RegionFlags
+from qertify.cli.flags import PixelFlags, RegionFlags
 from qertify.errors import InvalidInputError, MissingExtraError, ReplayError
 from qertify.importers.original import Original
 from qertify.importers.registry import ImportOptions, load_model
-from qertify.inputs import read_raw_row
+from qertify.inputs import read_raw_rows, read_rows
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
+from qertify.network.tensor import IntegerArray
 from qertify.queries.equivalence import describe
 from qertify.queries.equivalence_result import EquivalenceResult
-from qertify.runtimes.base import RUNTIMES, runtime_of
+from qertify.queries.posing import ExactArray, cut, limits_of, radius_of
+from qertify.runtimes.base import RUNTIMES, reads_codes, runtime_of
+from qertify.runtimes.float32 import Float32Array
 from qertify.runtimes.float_models import replay_float
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics
-from qertify.search.paired_input import PairedInput, code_factor, grid, interval
-from qertify.specification.region import IntegerBox, linf_ball
-from qertify.specification.units import Unit, parse_rational
+from qertify.search.paired_input import Codes, PairedInput, codes_of, grid, images, interval
+from qertify.specification.pixels import PixelBox, Preprocessing
+from qertify.specification.region import IntegerBox, exact_array, linf_ball
+from qertify.specification.units import Unit, parse_rational, radius_in_levels
 
 SOFTMAX_TIE = 1e-5
 """Scores this close to each other, relative to the greatest, may be equal after a float32 softmax."""
@@ -61,6 +65,7 @@ def ask(
     files: Files,
     input_: str,
     region: RegionFlags,
+    pixels: PixelFlags,
     scale: str | None,
     delta: Fraction | None,
     top1: bool,
@@ -73,96 +78,129 @@ def ask(
         QertifyError: whatever is wrong with the flags, the models, the input or the region.
     """
     original, quantized = files.load()
-    inputs = region_of(quantized, read_raw_row(input_, quantized.input_shape), region, scale)
+    view = View.of(quantized, scale, pixels.preprocessing(quantized, region.radius_unit))
+    inputs = view.region(view.row(input_), region)
     query = EquivalenceQuery(original, quantized, inputs, delta, top1, output, semantics)
     found = describe(inputs)
-    kind = "codes" if inputs.is_grid else "real inputs"
+    kind = {"images": "8-bit images", "codes": "codes", "real_box": "real inputs"}[inputs.kind]
     say(f"region: {kind}; {found['free_inputs']} of {found['inputs']} inputs vary, codes {found['low']} … {found['high']}")
     return query
 
 
-def region_of(network: Network, centre: np.ndarray, region: RegionFlags, input_scale: str | None) -> PairedInput:
-    """The region that flags mean around an input as it is stored.
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a quantized network's inputs are given in files.
 
-    Raises:
-        InvalidInputError: whatever is wrong with the flags, or an empty region.
+    Attributes:
+        codes: what its codes are to the float model.
+        prepare: how images become inputs, where images are given.
     """
-    if (region.lower is None) != (region.upper is None):
-        raise InvalidInputError("--lower and --upper go together")
-    if (region.radius is None) == (region.lower is None):
-        raise InvalidInputError("give a region: either --radius, or --lower and --upper")
-    radius = None if region.radius is None else parse_rational(region.radius, "radius")
-    if radius is not None and radius < 0:
-        raise InvalidInputError(f"radius {region.radius} is negative")
-    scale = None if input_scale is None else parse_rational(input_scale, "input scale")
-    if scale is not None and scale <= 0:
-        raise InvalidInputError(f"input scale {input_scale} must be positive")
-    factor = code_factor(network) if scale is None else scale
-    reads_codes = _reads_codes(network)
-    are_codes = reads_codes and centre.dtype.kind != "f"
-    unit = unit_of(network, region)
-    if not reads_codes and region.radius_unit is None and region.radius is not None and region.radius.strip().isdecimal():
-        raise InvalidInputError(f"radius {region.radius}: these models read real inputs, so name the unit with --radius-unit")
-    if unit is Unit.PIXEL:
-        raise InvalidInputError("a radius in pixels is not supported here; use levels or real, and --input-scale")
-    limits = None if region.input_range is None else [parse_rational(text, "input range") for text in region.input_range]
-    if limits is not None and limits[0] > limits[1]:
-        raise InvalidInputError("the region is empty: the input range is upside down")
-    if unit is Unit.LEVELS:
-        if region.lower is not None and region.upper is not None:
-            ends = [codes_of(network, read_raw_row(text, network.input_shape), factor) for text in (region.lower, region.upper)]
-            box = IntegerBox(ends[0], ends[1])
-        else:
-            assert radius is not None
-            codes = codes_of(network, centre, factor)
-            box = linf_ball(codes, math.floor(radius), network.input.low, network.input.high)
-        if limits is not None:
-            box = IntegerBox(np.maximum(box.low, math.ceil(limits[0])), np.minimum(box.high, math.floor(limits[1])))
-        return grid(network, box, factor)
-    zero = int(network.input_quantization.zero_point[0])
 
-    def reals(array: np.ndarray) -> np.ndarray:
-        values = [Fraction(value) for value in array.reshape(-1).tolist()]
-        result = np.empty(len(values), dtype=object)
-        result[:] = [(value - zero) * factor for value in values] if array.dtype.kind != "f" and are_codes else values
-        return result.reshape(array.shape)
+    network: Network
+    codes: Codes
+    prepare: Preprocessing | None
 
-    if region.lower is not None and region.upper is not None:
-        low, high = (reals(read_raw_row(text, network.input_shape)) for text in (region.lower, region.upper))
-    else:
-        middle = reals(centre)
-        low, high = middle - radius, middle + radius
-    if limits is None and network.runtime_profile == "fixed-point":  # these have a domain of their own
-        limits = [(end - zero) * factor for end in (network.input.low, network.input.high)]
-    if limits is not None:
-        first, last = (np.array(limit, dtype=object) for limit in limits)
-        low, high = np.maximum(low, first), np.minimum(high, last)
-    return interval(network, low, high, factor if reads_codes else scale)
+    @staticmethod
+    def of(network: Network, input_scale: str | None, prepare: Preprocessing | None) -> View:
+        """``input_scale``: what one code is to the float model, as it was spelt, if it was.
 
+        Raises:
+            InvalidInputError: a scale that is no positive number, or that has no meaning for the network.
+        """
+        scale = None if input_scale is None else parse_rational(input_scale, "input scale")
+        if scale is not None and scale <= 0:
+            raise InvalidInputError(f"input scale {input_scale} must be positive")
+        return View(network, codes_of(network, scale), prepare)
 
-def unit_of(network: Network, region: RegionFlags) -> Unit:
-    """What a radius of one means."""
-    return region.radius_unit or (Unit.LEVELS if _reads_codes(network) else Unit.REAL)
+    def rows(self, text: str) -> tuple[IntegerArray, np.ndarray]:
+        """(positions in the file, rows): images, codes, or what the float model reads.
 
+        Raises:
+            InvalidInputError: as `qertify.inputs.read_rows`.
+        """
+        if self.prepare is not None:
+            found = read_rows(text, self.network, self.prepare)
+            assert found.pixels is not None
+            return found.index, found.pixels
+        index, rows = read_raw_rows(text, self.network.input_shape)
+        if rows.dtype.kind == "f" or not reads_codes(self.network):
+            return index, rows.astype(np.float64)
+        low, high = self.network.input.low, self.network.input.high
+        if int(rows.min()) < low or int(rows.max()) > high:
+            raise InvalidInputError(f"codes {rows.min()} … {rows.max()} leave the valid range {low} … {high}")
+        return index, rows.astype(np.int64)
 
-def _reads_codes(network: Network) -> bool:
-    if network.runtime_profile not in RUNTIMES:
-        return True
-    codes = np.full(network.input_shape, network.input.low)
-    return runtime_of(network).real_input(codes).dtype.kind in "iu"
+    def row(self, text: str) -> np.ndarray:
+        """One of them.
 
+        Raises:
+            InvalidInputError: also if there are several rows.
+        """
+        _, rows = self.rows(text)
+        if len(rows) != 1:
+            raise InvalidInputError(f"'{text}' holds {len(rows)} rows; name one, as in {text}[0]")
+        return rows[0]
 
-def codes_of(network: Network, array: np.ndarray, factor: Fraction) -> np.ndarray:
-    """Codes as given, or those of real inputs."""
-    low, high = network.input.low, network.input.high
-    if array.dtype.kind == "f":
-        if not _reads_codes(network):
-            return runtime_of(network).quantize_input(array[None].astype(np.float32))[0]
-        return interval(network, array, array, factor).box.low
-    codes = array.astype(np.int64)
-    if codes.min() < low or codes.max() > high:
-        raise InvalidInputError(f"codes {codes.min()} … {codes.max()} leave the valid range {low} … {high}")
-    return codes
+    def read(self, rows: np.ndarray) -> tuple[Float32Array, IntegerArray]:
+        """What the float model reads of rows, and their codes."""
+        if self.prepare is None and rows.dtype.kind != "f":
+            return self.codes.stand_for(rows), rows
+        x = rows.astype(np.float32) if self.prepare is None else self.prepare.apply(rows)
+        return x, self.codes.quantize(x)
+
+    def unit(self, region: RegionFlags) -> Unit:
+        """What a radius of one means."""
+        return region.radius_unit or (Unit.LEVELS if reads_codes(self.network) else Unit.REAL)
+
+    def region(self, centre: np.ndarray, region: RegionFlags) -> PairedInput:
+        """The region that flags mean around a row.
+
+        Raises:
+            InvalidInputError: whatever is wrong with the flags, or an empty region.
+        """
+        network, unit, radius, limits = self.network, self.unit(region), radius_of(region), limits_of(region)
+        if unit is Unit.REAL and region.radius_unit is None and region.radius is not None and region.radius.strip().isdecimal():
+            raise InvalidInputError(
+                f"radius {region.radius}: these models read real inputs, so name the unit with --radius-unit"
+            )
+        if unit is Unit.PIXEL and self.prepare is not None:
+            if radius is None or limits is not None:
+                raise InvalidInputError("a region in pixels is given by --radius alone, without a box or --input-range")
+            ball = PixelBox(centre, centre, centre, self.prepare, runtime_of(network).quantize_input)
+            return images(network, ball.around(math.floor(radius)))
+        if unit is Unit.REAL:
+            low, high = self._reals(centre, region, radius)
+            if limits is None and network.runtime_profile == "fixed-point":  # these have a domain of their own
+                first, last = self._real(np.array([network.input.low, network.input.high]))
+                limits = first, last
+            if limits is not None:
+                first, last = (np.array(limit, dtype=object) for limit in limits)
+                low, high = np.maximum(low, first), np.minimum(high, last)
+            return interval(network, low, high, self.codes.one)
+        return grid(network, cut(self._levels(centre, region, radius, unit), region), self.codes.one)
+
+    def _levels(self, centre: np.ndarray, region: RegionFlags, radius: Fraction | None, unit: Unit) -> IntegerBox:
+        """A region of codes."""
+        if radius is None:
+            ends = np.stack([self.row(str(text)) for text in (region.lower, region.upper)])
+            return IntegerBox(*self.read(ends)[1])
+        reach = math.floor(radius_in_levels(self.network, radius, unit))
+        return linf_ball(self.read(centre[None])[1][0], reach, self.network.input.low, self.network.input.high)
+
+    def _reals(self, centre: np.ndarray, region: RegionFlags, radius: Fraction | None) -> tuple[ExactArray, ExactArray]:
+        """Bounds of a region of what the float model reads."""
+        if radius is None:
+            low, high = (self._real(self.row(str(text))) for text in (region.lower, region.upper))
+            return low, high
+        middle = self._real(centre.astype(np.float32) if centre.dtype.kind == "f" else centre)
+        return middle - radius, middle + radius
+
+    def _real(self, row: np.ndarray) -> ExactArray:
+        """What the float model reads of a row, exactly."""
+        if self.prepare is not None:
+            return exact_array(self.prepare.apply(row[None])[0])
+        exact, zero = exact_array(row), int(self.network.input_quantization.zero_point[0])
+        return exact if row.dtype.kind == "f" else (exact - zero) * self.codes.one
 
 
 def confirm(result: EquivalenceResult, query: EquivalenceQuery, original: Path, quantized: Path) -> EquivalenceResult:
@@ -188,7 +226,7 @@ def confirm(result: EquivalenceResult, query: EquivalenceQuery, original: Path, 
             seen.append(runtime)
         elif network.runtime_profile in RUNTIMES and path.suffix != ".qnet":
             codes = np.array(found.levels, dtype=np.int64).reshape(network.input_shape)
-            real = runtime_of(network).real_input(codes) if _reads_codes(network) else x
+            real = runtime_of(network).real_input(codes) if reads_codes(network) else x
             replay = runtime_of(network).replay(path, real[None])
             if not bool(replay.agrees[0]) or not np.array_equal(replay.codes[0], codes):
                 raise ReplayError(f"an input does not replay on {replay.runtime}; please report this defect")

@@ -143,7 +143,7 @@ def describe(inputs: PairedInput) -> dict[str, Any]:
     """The region as understood, for humans and JSON."""
     low, high = inputs.box.low, inputs.box.high
     return {
-        "kind": "codes" if inputs.is_grid else "real_box",
+        "kind": inputs.kind,
         "inputs": int(low.size),
         "free_inputs": int(np.count_nonzero(low < high)),
         "low": int(low.min()),

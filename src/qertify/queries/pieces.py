@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qertify.errors import WorkerError
 from qertify.network.network import Network
@@ -23,7 +24,7 @@ from qertify.result import Reason
 from qertify.runtimes.base import runner, runtime_of
 from qertify.search.comparison import EquivalenceQuery, FloatSemantics
 from qertify.search.journal import Handed, Journal
-from qertify.search.paired_input import PairedInput, grid, interval
+from qertify.search.paired_input import PairedInput, grid, images, interval
 from qertify.specification.judge import Run
 from qertify.specification.pixels import PixelBox, Preprocessing
 from qertify.specification.property import Classification, Ties
@@ -133,19 +134,19 @@ def _images(network: Network, piece: Message) -> Callable[[int], PixelBox] | Non
         return None
     pixels, mean, std = piece["image"]
     centre = np.array(pixels, dtype=np.int64).reshape(network.input_shape)
-    prepare = Preprocessing(np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32))
-    return PixelBox(centre, centre, centre, prepare, runtime_of(network).quantize_input).around
+    return PixelBox(centre, centre, centre, _preprocessing(mean, std), runtime_of(network).quantize_input).around
 
 
 def comparison_piece(query: EquivalenceQuery) -> Message:
     """Do two networks agree on the query's region?"""
     inputs = query.inputs
-    ends = (inputs.box.low, inputs.box.high) if inputs.low is None or inputs.high is None else (inputs.low, inputs.high)
+    prepare = None if inputs.images is None else inputs.images.preprocessing
     return {
         "kind": "comparison",
         "original": query.original.digest,
-        "grid": inputs.is_grid,
-        "ends": [end.reshape(-1).tolist() for end in ends],
+        "region": inputs.kind,
+        "ends": [end.reshape(-1).tolist() for end in inputs.ends()],
+        "prepare": None if prepare is None else [prepare.mean.tolist(), prepare.std.tolist()],
         "factor": str(inputs.factor),
         "delta": None if query.delta is None else str(query.delta),
         "top1": query.top1,
@@ -171,9 +172,21 @@ def answer_comparison(desk: Desk, piece: Message, stopped: Callable[[], bool]) -
 
 
 def _region(network: Network, piece: Message) -> PairedInput:
-    factor, shape = Fraction(piece["factor"]), network.input_shape
-    if piece["grid"]:
-        low, high = (np.array(end, dtype=np.int64).reshape(shape) for end in piece["ends"])
-        return grid(network, IntegerBox(low, high), factor)
-    low, high = (np.array(end, dtype=np.float32).reshape(shape) for end in piece["ends"])
-    return interval(network, low, high, factor)
+    def ends(kind: type) -> tuple[NDArray[Any], NDArray[Any]]:
+        low, high = (np.array(end, dtype=kind).reshape(network.input_shape) for end in piece["ends"])
+        return low, high
+
+    factor = Fraction(piece["factor"])
+    match piece["region"]:
+        case "images":
+            low, high = ends(np.int64)
+            quantize = runtime_of(network).quantize_input
+            return images(network, PixelBox(low, high, low, _preprocessing(*piece["prepare"]), quantize))
+        case "codes":
+            return grid(network, IntegerBox(*ends(np.int64)), factor)
+        case _:
+            return interval(network, *ends(np.float32), factor)
+
+
+def _preprocessing(mean: list[Any], std: list[Any]) -> Preprocessing:
+    return Preprocessing(np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32))

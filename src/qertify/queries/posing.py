@@ -178,14 +178,23 @@ def _level_query(point: RobustnessQuery, radius: Fraction | None, unit: Unit, re
     else:
         box = IntegerBox(*(read_row(str(text), network).codes[0] for text in (region.lower, region.upper)))
         radius = Fraction(int(np.maximum(point.centre - box.low, box.high - point.centre).max()))
-    if (limits := _limits(region)) is not None:
-        low, high = math.ceil(limits[0]), math.floor(limits[1])
-        if low > high:
-            raise InvalidInputError(f"the region is empty: no code lies in the input range {low} … {high}")
-        far = 1 << 62  # beyond every code, within 64 bits
-        low, high = max(-far, min(low, far)), max(-far, min(high, far))
-        box = IntegerBox(np.maximum(box.low, low), np.minimum(box.high, high))
-    return replace(point, region=box, radius=radius, radius_unit=unit.value)
+    return replace(point, region=cut(box, region), radius=radius, radius_unit=unit.value)
+
+
+def cut(box: IntegerBox, region: Region) -> IntegerBox:
+    """Codes within the region's limits, if it has any.
+
+    Raises:
+        InvalidInputError: none are left.
+    """
+    if (limits := limits_of(region)) is None:
+        return box
+    low, high = math.ceil(limits[0]), math.floor(limits[1])
+    if low > high:
+        raise InvalidInputError(f"the region is empty: no code lies in the input range {low} … {high}")
+    far = 1 << 62  # beyond every code, within 64 bits
+    low, high = max(-far, min(low, far)), max(-far, min(high, far))
+    return IntegerBox(np.maximum(box.low, low), np.minimum(box.high, high))
 
 
 def _pixel_question(
@@ -222,7 +231,7 @@ def _real_question(
     else:
         low, high = (exact_array(_real_row(str(text), network, prepare)) for text in (region.lower, region.upper))
         radius = max(np.maximum(exact - low, high - exact).reshape(-1).tolist())
-    if (limits := _limits(region)) is not None:
+    if (limits := limits_of(region)) is not None:
         first, last = (np.array(limit, dtype=object) for limit in limits)
         low, high = np.maximum(low, first), np.minimum(high, last)
     if np.any(low > high):
@@ -240,6 +249,11 @@ def _real_row(text: str, network: Network, prepare: Preprocessing | None) -> np.
 
 
 def radius_of(region: Region) -> Fraction | None:
+    """Of a ball; None for a box.
+
+    Raises:
+        InvalidInputError: neither or both are given, or no number ≥ 0.
+    """
     if (region.lower is None) != (region.upper is None):
         raise InvalidInputError("--lower and --upper go together")
     if (region.radius is None) == (region.lower is None):
@@ -252,7 +266,12 @@ def radius_of(region: Region) -> Fraction | None:
     return radius
 
 
-def _limits(region: Region) -> tuple[Fraction, Fraction] | None:
+def limits_of(region: Region) -> tuple[Fraction, Fraction] | None:
+    """What a region is cut to.
+
+    Raises:
+        InvalidInputError: no numbers, or nothing between them.
+    """
     if region.input_range is None:
         return None
     low, high = (parse_rational(text, "input range") for text in region.input_range)

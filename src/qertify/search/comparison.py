@@ -15,6 +15,7 @@ from qertify.network.real import RealNetwork
 from qertify.network.real_evaluate import evaluate_exactly, evaluate_float64
 from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.result import Evidence, Reason
+from qertify.runtimes.base import reads_codes, runtime_of
 from qertify.runtimes.float32 import Float32Array
 from qertify.search.paired_input import PairedInput
 
@@ -57,9 +58,6 @@ class EquivalenceQuery:
         if left.output_size != right.output_size:
             raise InvalidInputError(f"the networks have {left.output_size} and {right.output_size} outputs")
         for network in (left, right):
-            if "input_steps" in network.metadata:
-                reason = "it normalizes its input before the first quantizer; two models are compared on normalized inputs"
-                raise UnsupportedModelError(network.nodes[0].name, "Input", "input_steps", reason)
             kind = network.metadata.get("output", "values")
             if not self.top1 and kind not in ("values", "dequantized", "codes"):
                 reason = f"a difference of outputs needs scores, and this model returns their {kind}; ask for --top1"
@@ -79,6 +77,11 @@ class EquivalenceQuery:
             same = np.array_equal(own.scale, other.scale) and np.array_equal(own.zero_point, other.zero_point)
             if not same or (left.input.low, left.input.high) != (right.input.low, right.input.high):
                 raise InvalidInputError("the two quantized networks have different preprocessing: their input codes differ")
+            if not reads_codes(left) and not self.inputs.agrees(runtime_of(left).quantize_input):
+                raise InvalidInputError(
+                    f"the two quantized networks make different codes of some inputs of the region ({left.runtime_profile} and "
+                    f"{right.runtime_profile}); a radius in levels compares them on codes"
+                )
 
     @property
     def outputs(self) -> tuple[int, ...]:

@@ -55,8 +55,7 @@ def sample(judge: Judge, count: int, seed: int) -> None:
     low, high = inputs.low.astype(np.float64), inputs.high.astype(np.float64)
     mix = random.random((count, *low.shape))
     mix[0] = 0.5
-    x = np.clip((low + mix * (high - low)).astype(np.float32), inputs.low, inputs.high)
-    judge.judge(x, inputs.quantize(x))
+    judge.judge(*inputs.nearest(low + mix * (high - low)))
 
 
 def attack_classes(joint: Joint, judge: Judge, generator: torch.Generator, late: Callable[[], bool]) -> None:

@@ -96,6 +96,18 @@ class PixelBox:
         """As the model reads it, the image with the codes nearest to these, equal where one has them, near the centre."""
         return self.preprocessing.apply(self._nearest(codes)[None])[0]
 
+    def nearest(self, x: NDArray[Any]) -> NDArray[np.float32]:
+        """Images, as the model reads them, near real inputs of shape (batch, *input shape)."""
+        pixels = np.rint((x * self.preprocessing.std.astype(np.float64) + self.preprocessing.mean) * 255)
+        return self.preprocessing.apply(np.clip(pixels, self.low, self.high))
+
+    def holds(self, x: NDArray[np.float32]) -> bool:
+        """Whether an input, as the model reads it, is an image of the box."""
+        found = np.zeros(x.shape, dtype=bool)
+        for pixel in range(int(self.low.min()), int(self.high.max()) + 1):
+            found |= self.preprocessing.apply(np.clip(pixel, self.low, self.high)[None])[0] == x
+        return bool(found.all())
+
     def _nearest(self, codes: IntegerArray) -> IntegerArray:
         best, least = self.centre, np.full(self.centre.shape, np.iinfo(np.int64).max)
         for pixel in range(int(self.low.min()), int(self.high.max()) + 1):

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 from tests.data import images, shared_data
 
-from qertify.cli.flags import RegionFlags
+from qertify.cli.flags import PixelFlags, RegionFlags
 from qertify.cli.pairing import Files, ask, confirm
 from qertify.importers.registry import ImportOptions
 from qertify.network.real_evaluate import evaluate_float64
@@ -72,7 +72,7 @@ def quiet_ask(
 ) -> EquivalenceQuery:
     """The query for the greatest difference, as the command line makes it."""
     with contextlib.redirect_stderr(io.StringIO()):
-        return ask(files, input_, region, scale, None, False, output, FloatSemantics.REAL)
+        return ask(files, input_, region, PixelFlags(), scale, None, False, output, FloatSemantics.REAL)
 
 
 def mnist_query(model: str, bits: int, sample: int, radius: int) -> tuple[EquivalenceQuery, Path]:

@@ -134,10 +134,11 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
     bounds[1] = _meet(bounds[1], right.range(pair.right))
     if isinstance(left, QuantizedSide):
         bounds[0] = _meet(bounds[0], left.range(pair.left))
-    wanted = left.unsettled(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])
-    for index in (0, 1):
-        bounds[index] = _tighten(forms, mixtures[index], bounds[index], wanted[index], late)
-    bounds[2] = _tighten(forms, mixtures[2], bounds[2], _open(left, right, pair, bounds), late)
+    few = [0 < forms.part(mixture).units <= FEW_UNITS for mixture in mixtures]
+    for index, side, name in ((0, left, pair.left), (1, right, pair.right)):
+        for search, wanted in ((False, side.unsettled), (True, side.kinked))[: 1 + few[index]]:
+            bounds[index] = _tighten(forms, mixtures[index], bounds[index], wanted(name, *bounds[index]), search, late)
+    bounds[2] = _tighten(forms, mixtures[2], bounds[2], _open(left, right, pair, bounds), few[2], late)
     _imply(bounds, factor, up)
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
     value, code = left.activate(pair.left, *bounds[0]), right.activate(pair.right, *bounds[1])
@@ -195,7 +196,9 @@ def _open(left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, boun
     return unsettled | varies & (right.bends(pair.right, *bounds[1]) | isinstance(left, QuantizedSide))
 
 
-def _tighten(forms: Forms, mixture: Mixture, bounds: Bounds, wanted: BoolArray, late: Callable[[], bool]) -> Bounds:
+def _tighten(
+    forms: Forms, mixture: Mixture, bounds: Bounds, wanted: BoolArray, search: bool, late: Callable[[], bool]
+) -> Bounds:
     """Dual bounds of the wanted elements of a mixture, if they can be better than intervals."""
     elements = np.flatnonzero(wanted)
     if not elements.size or (not forms.units and forms.knows_differences):
@@ -204,20 +207,25 @@ def _tighten(forms: Forms, mixture: Mixture, bounds: Bounds, wanted: BoolArray, 
     for part in np.split(elements, range(BATCH, elements.size, BATCH)):
         if late():
             break
-        low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, late)
+        low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, search, late)
     return low, high
 
 
 def _tightened(
-    forms: Forms, mixture: Mixture, low: FloatArray, high: FloatArray, part: IntegerArray, late: Callable[[], bool]
+    forms: Forms,
+    mixture: Mixture,
+    low: FloatArray,
+    high: FloatArray,
+    part: IntegerArray,
+    search: bool,
+    late: Callable[[], bool],
 ) -> Bounds:
-    """Dual bounds of some elements of a mixture, which lie in low … high."""
+    """Dual bounds of some elements of a mixture, which lie in low … high; from a first-order search or from chords."""
     asked = forms.part(mixture)
     earlier = asked.units
     asked.add_rows(mixture, part, low, high)
     program = asked.finish()
     units = len(program.units)
-    few = earlier and units <= FEW_UNITS
     best = torch.from_numpy(np.stack([low, -high]))
     signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
     for rows in torch.arange(part.size).split(max(1, ENTRIES // units)):
@@ -229,10 +237,11 @@ def _tightened(
         # no bound is expected to pass the other end of the range, so that no search ends before its steps do
         limit = -best[:, rows].flip(0).flatten()
         domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective.flatten(0, 1), limit)
-        if few:
+        if search:
             proposals = [FirstOrder(program, late).relax(domains, STEPS).multipliers]
         else:
-            kinds = (Following.NONE, Following.VALUES) if program.follows is not None else (Following.NONE,)
+            follow = program.follows is not None and len(mixture.terms) > 1
+            kinds = (Following.NONE, Following.VALUES) if follow else (Following.NONE,)
             above = domains.pick(slice(len(rows)))
             proposals = [signs[..., None] * initial_multipliers(program, above, kind) for kind in kinds]
         for multipliers in proposals:

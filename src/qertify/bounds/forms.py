@@ -198,8 +198,11 @@ class DenseForms:
         return self.builder.units
 
     def part(self, mixture: Mixture) -> DenseForms:
-        forms = (_dense(value).widened(self.builder.rows).flat().form for value, _ in mixture.terms)
-        return DenseForms(self.builder.part(np.any([(form != 0).any(axis=1) for form in forms], axis=0)))
+        needed = np.zeros(self.builder.rows, dtype=bool)
+        for value, _ in mixture.terms:
+            form = _dense(value).flat().form
+            needed[: len(form)] |= (form != 0).any(axis=1)
+        return DenseForms(self.builder.part(needed))
 
     def inputs(self, box: IntegerBox, relation: InputRelation | None) -> JointInput:
         builder, middle = self.builder, (box.low + box.high) // 2
@@ -230,10 +233,11 @@ class DenseForms:
 
     def _mixed(self, mixture: Mixture, elements: IntegerArray | slice) -> FloatArray:
         """Form of some elements of a mixture."""
-        rows = self.builder.rows
-        return np.sum(
-            [_dense(value).widened(rows).flat().form[:, elements] * factor[elements] for value, factor in mixture.terms], axis=0
-        )
+        result = np.zeros((self.builder.rows, mixture.terms[0][1][elements].size))
+        for value, factor in mixture.terms:
+            form = _dense(value).flat().form[:, elements]
+            result[: len(form)] += form * factor[elements]
+        return result
 
     def range(self, mixture: Mixture) -> Bounds:
         low, high = form_range(self.builder, self._mixed(mixture, slice(None)))

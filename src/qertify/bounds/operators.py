@@ -90,6 +90,8 @@ class LinearOperator:
         if isinstance(self.node, Dense | RealDense):
             state.add(self.source, above @ weight)
             return
+        if not bool(above.any()):  # of a network that was not asked about
+            return
         window = self.node.window
         image = above.reshape(-1, *self.after)
         groups = groups_of(self.node, self.before)

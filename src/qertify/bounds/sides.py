@@ -62,6 +62,8 @@ class RealSide:
         """Which elements' ranges are worth tightening."""
         return (low < 0) & (high > 0)
 
+    kinked = unsettled
+
     def value_range(self, _name: str, low: FloatArray, high: FloatArray, _up: float) -> Bounds:
         """Range of the activation's value where its accumulator times ``up`` lies in low … high; times ``up``, too."""
         return np.maximum(low, 0), np.maximum(high, 0)
@@ -117,6 +119,12 @@ class QuantizedSide:
         return step_values(*self.steps(name), low) < step_values(*self.steps(name), high)
 
     unsettled = varies
+
+    def kinked(self, name: str, low: FloatArray, high: FloatArray) -> BoolArray:
+        """Which elements vary and can be at an end of their staircase."""
+        node, row = self.steps(name)
+        least, greatest = step_values(node, row, low), step_values(node, row, high)
+        return (least < greatest) & ((least == node.steps.low) | (greatest == node.steps.high))
 
     def bends(self, name: str, low: FloatArray, _high: FloatArray) -> BoolArray:
         """Which elements of an activation that varies can also be at their least level, as below a rectifier's kink."""

@@ -86,6 +86,14 @@ def test_two_quantizations(call: Callable[..., Any]) -> None:
     assert status == 0
 
 
+def test_single_inputs_and_far_deltas_are_decided(call: Callable[..., Any]) -> None:
+    flags = ["--input", "real.npy", "--radius-unit", "real"]
+    status, known = _answer(call("f.h5", "f.h5", *QUANTIZED, *flags, "--radius", "0", "--max-delta", "--json"))
+    assert (status, known["method"], known["region"]["kind"]) == (0, "enumeration", "real_box")
+    status, out, _ = call("f.h5", "f.h5", *QUANTIZED, *flags, "--radius", "1/100", "--delta", "1e99")
+    assert (status, out.split(":")[0]) == (0, "EQUIVALENT")
+
+
 def test_float32_execution_is_taken_into_account(call: Callable[..., Any]) -> None:
     flags = ["--input", "x.npy", "--radius", "0", "--max-delta", "--json"]
     _, real = _answer(call("f.h5", "f.h5", *QUANTIZED, *flags))
@@ -106,6 +114,7 @@ BAD = {
     "NaN weights": (["nan.h5", "f.h5", "--radius", "1", "--top1"], "NaN"),
     "missing file": (["none.h5", "f.h5", "--radius", "1", "--top1"], "none.h5: no such file"),
     "output out of range": (["f.h5", "f.h5", "--radius", "1", "--delta", "1", "--output", "7"], "output 7"),
+    "scale beyond float32": (["f.h5", "f.h5", "--radius", "1", "--top1", "--input-scale", "1e99"], "of their own"),
     "unknown semantics": (["f.h5", "f.h5", "--radius", "1", "--top1", "--float-semantics", "magic"], "magic"),
     "empty region": (["f.h5", "f.h5", "--radius", "1", "--radius-unit", "real", "--input-range", "2", "1", "--top1"], "empty"),
 }

@@ -16,6 +16,8 @@ from qertify.specification.region import IntegerBox
 
 INPUT_BITS = 12
 """Fractional bits of x, in steps of the code."""
+FARTHEST = 2.0**50
+"""Greatest error in fixed point."""
 
 Bounds = tuple[FloatArray, FloatArray]
 
@@ -70,7 +72,7 @@ def input_terms(relation: InputRelation, box: IntegerBox) -> InputTerms:
     """x over a box of codes.
 
     Raises:
-        InvalidInputError: a code of the box with which no x goes.
+        InvalidInputError: a code of the box with which no x goes, or numbers too large for fixed point.
     """
     bits = INPUT_BITS - int(np.frexp(np.abs(relation.factor).max())[1])
     one = 2.0**bits
@@ -78,7 +80,8 @@ def input_terms(relation: InputRelation, box: IntegerBox) -> InputTerms:
     factor = np.round(relation.factor * one)
     constant = (relation.factor * one - factor) * middle + relation.shift * one
     lost = np.abs(relation.factor * one - factor) * np.maximum(box.high - middle, middle - box.low)
-    lost += np.abs(constant - np.round(constant)) + np.abs(constant) * 2.0**-40
+    lost += np.abs(constant - np.round(constant))
+    lost += (np.abs(relation.factor * one - factor) * np.abs(middle) + np.abs(relation.shift * one)) * 2.0**-40
     slack = np.where(lost > 0, np.ceil(lost * (1 + 1e-9)), 0)
     constant = np.round(constant)
 
@@ -93,6 +96,8 @@ def input_terms(relation: InputRelation, box: IntegerBox) -> InputTerms:
         low = np.where(relation.clamped_low & (code == box.low), least, np.maximum(inner[0], least))
         high = np.where(relation.clamped_high & (code == box.high), greatest, np.minimum(inner[1], greatest))
         ends.append((low, high))
+    if any(np.any(np.abs(side) >= FARTHEST) for end in ends for side in end):
+        raise InvalidInputError("the region reaches too far from its codes, in steps of them, to bound the networks on it")
     if any(np.any(low > high) for low, high in ends):
         raise InvalidInputError("the region leaves no input for a code of its image")
     several = box.high > box.low + 1

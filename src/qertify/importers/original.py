@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qertify.errors import UnsupportedModelError
-from qertify.importers.registry import FLOAT_FORMATS, ImportOptions, format_of, load_float_model, load_model
+from qertify.importers.registry import FLOAT_FORMATS, FORMATS, Format, ImportOptions, format_of, load_float_model, load_model
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
 
@@ -27,21 +28,25 @@ class Original:
         Raises:
             QertifyError: as `qertify.importers.registry.load_model`.
         """
+        flags = self._flags(FORMATS)
         if self.bits is not None or self.runtime is not None:
-            flags = replace(self.flags, bits=self.bits or self.flags.bits, runtime=self.runtime or self.flags.runtime)
-            return load_model(self.path, flags)
+            return load_model(self.path, replace(flags, bits=self.bits or flags.bits, runtime=self.runtime or flags.runtime))
         name = self.path.name.lower()
         if not any(name.endswith(suffix) for suffix in FLOAT_FORMATS):
-            return load_model(self.path, self.flags)
-        readable = format_of(self.path, FLOAT_FORMATS).options
-        given: dict[str, Any] = {name: value for name, value in self.flags.given().items() if name in readable}
+            return load_model(self.path, flags)
         try:
-            return load_float_model(self.path, ImportOptions(**given))
+            return load_float_model(self.path, self._flags(FLOAT_FORMATS))
         except UnsupportedModelError:
             if not name.endswith((".onnx", ".pt2")):
                 raise
             try:
-                return load_model(self.path, self.flags)
+                return load_model(self.path, flags)
             except UnsupportedModelError:
                 pass
             raise
+
+    def _flags(self, formats: Mapping[str, Format]) -> ImportOptions:
+        """Those that have a meaning for this file: the other model may be of another format."""
+        readable = format_of(self.path, formats).options
+        given: dict[str, Any] = {name: value for name, value in self.flags.given().items() if name in readable}
+        return ImportOptions(**given)

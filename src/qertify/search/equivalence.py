@@ -16,7 +16,7 @@ from qertify.bounds.difference import Joint, compile_difference
 from qertify.bounds.dual import prove
 from qertify.bounds.pairing import find_pairs
 from qertify.bounds.relaxers import relax_well, relaxer_of
-from qertify.errors import ReplayError
+from qertify.errors import ReplayError, UnsupportedModelError
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
 from qertify.network.real import RealNetwork
@@ -177,7 +177,13 @@ class _Search:
         def late() -> bool:
             return time.monotonic() > until
 
-        joint = compile_difference(query.original, query.quantized, box, inputs.relation, pairs, rows, late, dense)
+        two = query.original, query.quantized, box, inputs.relation
+        try:
+            joint = compile_difference(*two, pairs, rows, late, dense)
+        except UnsupportedModelError:  # the largest numbers are those of rows that couple the two, which may be left out
+            if not pairs:
+                raise
+            joint, pairs = compile_difference(*two, (), rows, late, dense), ()
         self._say(f"joint program: {len(joint.program.units)} units and rows, {len(pairs)} pair(s) of layers")
         return joint
 
@@ -233,7 +239,10 @@ class _Search:
         domains = root_domains(program, list(cases))
         if query.delta is not None:
             allowed = query.delta - self._margin
-            domains.limit[:] = torch.tensor([float(rows.limit(row, allowed, bits)) for row, _ in every], dtype=torch.float64)
+            limits = torch.tensor([float(rows.limit(row, allowed, bits)) for row, _ in every], dtype=torch.float64)
+            outputs = list(program.output_units().values())  # in the order of rows
+            least = torch.stack([program.low[outputs], -program.high[outputs]], dim=-1).reshape(-1)
+            domains.limit[:] = torch.maximum(limits, least - 1)  # a limit beyond the row's range says no more
         relaxation = relax_well(self._relaxer, domains, ROOT_ACCURACY)
         margins = prove(program, domains, relaxation.multipliers).margin
         bounds = [

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 EDGE_STEPS = 20
 """Halvings between an input beyond the edge of its code and the code's middle."""
+CODE_LIMIT = 1 << 20
+"""Most codes of an input."""
 CHUNK = 1 << 20
 """About how many inputs are looked at together."""
 
@@ -60,13 +62,13 @@ class PairedInput:
 
     @property
     def is_grid(self) -> bool:
-        """Whether the codes determine the inputs."""
-        return self.low is None
+        """Whether the codes determine the inputs, as they do where there is only one."""
+        return self.low is None or self.high is None or np.array_equal(self.low, self.high)
 
     @property
     def kind(self) -> str:
         """One of "images", "codes" (a grid) and "real_box"."""
-        return "images" if self.images is not None else "codes" if self.is_grid else "real_box"
+        return "images" if self.images is not None else "codes" if self.low is None else "real_box"
 
     def ends(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The least and the greatest input, as the kind says it: pixels, codes or float32 numbers."""
@@ -187,12 +189,8 @@ def codes_of(network: Network, factor: Fraction | None) -> Codes:
     each, shift = np.full(shape, float(one)), np.full(shape, -zero * float(one))
     low, high = network.input.low, network.input.high
     if reads_codes(network):
-        numerator, denominator = one.numerator, one.denominator
-
-        def stand_for(codes: IntegerArray) -> Float32Array:
-            return ((codes - zero) * numerator / denominator).astype(np.float32)
-
-        return Codes(one, each, shift, _nearest_code(zero, low, high, one), stand_for, low, high)
+        quantize, stand_for = _application(zero, low, high, one)
+        return Codes(one, each, shift, quantize, stand_for, low, high)
     if one != own:
         reason = "a scale of the input only has a meaning for models that read codes; this one reads real numbers"
         raise InvalidInputError(reason)
@@ -212,11 +210,22 @@ def codes_of(network: Network, factor: Fraction | None) -> Codes:
 
 
 @lru_cache(maxsize=64)
-def _nearest_code(zero: int, low: int, high: int, factor: Fraction) -> Quantizer:
-    """x / factor + zero point to the nearest, ties up, clamped: the application's part where a model reads codes."""
-    halves = (Fraction(2 * (code - zero) - 1, 2) for code in range(low + 1, high + 1))
-    first = np.array([least_float32(half * factor) for half in halves], dtype=np.float32)
-    return lambda x: np.searchsorted(first, x, side="right") + low
+def _application(zero: int, low: int, high: int, factor: Fraction) -> tuple[Quantizer, Callable[[IntegerArray], Float32Array]]:
+    """What an application does where a model reads codes: x / factor + zero point to the nearest, ties up, clamped; and back.
+
+    Raises:
+        InvalidInputError: two codes stand for one float32 number, or one for none; or too many codes.
+    """
+    if high - low > CODE_LIMIT:
+        raise InvalidInputError(f"input codes {low} … {high} are too many to compare two networks on them")
+    numbers = [(code - zero) * factor for code in range(low, high + 1)]
+    first = np.array([least_float32(number - factor / 2) for number in numbers[1:]], dtype=np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        stand_for = np.array(list(map(float, numbers))).astype(np.float32)
+    found = np.searchsorted(first, stand_for, side="right") + low
+    if not np.all(np.isfinite(stand_for)) or not np.array_equal(found, np.arange(low, high + 1)):
+        raise InvalidInputError(f"with an input scale of {float(factor):.4g}, codes are not float32 numbers of their own")
+    return lambda x: np.searchsorted(first, x, side="right") + low, lambda codes: stand_for[codes - low]
 
 
 def _by_code(box: IntegerBox) -> Iterator[IntegerArray]:
@@ -272,8 +281,12 @@ def interval(network: Network, low: ArrayLike, high: ArrayLike, factor: Fraction
             yield first
             yield np.maximum(at_position(position(first) - 1), least)
 
+    def only(found: IntegerArray) -> Float32Array:
+        return np.broadcast_to(least, found.shape)
+
+    stand_for = only if np.array_equal(least, greatest) else codes.stand_for
     relation = codes.relation(box, telling(), least, greatest)
-    return PairedInput(box, relation, codes.one, least, greatest, codes.quantize, codes.stand_for, telling)
+    return PairedInput(box, relation, codes.one, least, greatest, codes.quantize, stand_for, telling)
 
 
 def images(network: Network, ball: PixelBox) -> PairedInput:

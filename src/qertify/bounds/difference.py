@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from qertify.bounds.chords import Following, initial_multipliers
 from qertify.bounds.difference_range import LINK_PARTS, linked_difference, rounding_range, value_difference
@@ -136,9 +137,10 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
         bounds[0] = _meet(bounds[0], left.range(pair.left))
     few = [0 < forms.part(mixture).units <= FEW_UNITS for mixture in mixtures]
     for index, side, name in ((0, left, pair.left), (1, right, pair.right)):
-        for search, wanted in ((False, side.unsettled), (True, side.kinked))[: 1 + few[index]]:
-            bounds[index] = _tighten(forms, mixtures[index], bounds[index], wanted(name, *bounds[index]), search, late)
-    bounds[2] = _tighten(forms, mixtures[2], bounds[2], _open(left, right, pair, bounds), few[2], late)
+        for how, wanted in ((CHORDS, side.unsettled), (SEARCH, side.kinked))[: 1 + few[index]]:
+            bounds[index] = _tighten(forms, mixtures[index], bounds[index], wanted(name, *bounds[index]), how, late)
+    how = LINKS if few[2] else VALUES
+    bounds[2] = _tighten(forms, mixtures[2], bounds[2], _open(left, right, pair, bounds), how, late)
     _imply(bounds, factor, up)
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
     value, code = left.activate(pair.left, *bounds[0]), right.activate(pair.right, *bounds[1])
@@ -196,9 +198,19 @@ def _open(left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, boun
     return unsettled | varies & (right.bends(pair.right, *bounds[1]) | isinstance(left, QuantizedSide))
 
 
-def _tighten(
-    forms: Forms, mixture: Mixture, bounds: Bounds, wanted: BoolArray, search: bool, late: Callable[[], bool]
-) -> Bounds:
+@dataclass(frozen=True, slots=True)
+class _How:
+    """Which multipliers of one pass to try, and whether to search on where the last of them are not better than the first."""
+
+    kinds: tuple[Following, ...]
+    search: bool
+
+
+CHORDS, VALUES = _How((Following.NONE,), False), _How((Following.NONE, Following.VALUES), False)
+SEARCH, LINKS = _How((), True), _How((Following.NONE, Following.LINKS), True)
+
+
+def _tighten(forms: Forms, mixture: Mixture, bounds: Bounds, wanted: BoolArray, how: _How, late: Callable[[], bool]) -> Bounds:
     """Dual bounds of the wanted elements of a mixture, if they can be better than intervals."""
     elements = np.flatnonzero(wanted)
     if not elements.size or (not forms.units and forms.knows_differences):
@@ -207,44 +219,51 @@ def _tighten(
     for part in np.split(elements, range(BATCH, elements.size, BATCH)):
         if late():
             break
-        low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, search, late)
+        low[part], high[part] = _tightened(forms, mixture, low[part], high[part], part, how, late)
     return low, high
 
 
 def _tightened(
-    forms: Forms,
-    mixture: Mixture,
-    low: FloatArray,
-    high: FloatArray,
-    part: IntegerArray,
-    search: bool,
-    late: Callable[[], bool],
+    forms: Forms, mixture: Mixture, low: FloatArray, high: FloatArray, part: IntegerArray, how: _How, late: Callable[[], bool]
 ) -> Bounds:
-    """Dual bounds of some elements of a mixture, which lie in low … high; from a first-order search or from chords."""
+    """Dual bounds of some elements of a mixture, which lie in low … high."""
     asked = forms.part(mixture)
     earlier = asked.units
     asked.add_rows(mixture, part, low, high)
     program = asked.finish()
     units = len(program.units)
     best = torch.from_numpy(np.stack([low, -high]))
-    signs = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+    kinds = how.kinds if program.follows is not None else how.kinds[:1]
+
+    def questions(objective: Tensor, limit: Tensor) -> Domains:
+        return Domains(program.low.expand(len(limit), -1), program.high.expand(len(limit), -1), objective, limit)
+
     for rows in torch.arange(part.size).split(max(1, ENTRIES // units)):
         if late():
             break
-        count = 2 * len(rows)
-        objective = torch.zeros(2, len(rows), units, dtype=torch.float64)
-        objective[:, torch.arange(len(rows)), earlier + rows] = signs
+        objective = torch.zeros(len(rows), units, dtype=torch.float64)
+        objective[torch.arange(len(rows)), earlier + rows] = 1.0
+        objective = torch.cat([objective, -objective])
         # no bound is expected to pass the other end of the range, so that no search ends before its steps do
         limit = -best[:, rows].flip(0).flatten()
-        domains = Domains(program.low.expand(count, -1), program.high.expand(count, -1), objective.flatten(0, 1), limit)
-        if search:
-            proposals = [FirstOrder(program, late).relax(domains, STEPS).multipliers]
-        else:
-            follow = program.follows is not None and len(mixture.terms) > 1
-            kinds = (Following.NONE, Following.VALUES) if follow else (Following.NONE,)
-            above = domains.pick(slice(len(rows)))
-            proposals = [signs[..., None] * initial_multipliers(program, above, kind) for kind in kinds]
-        for multipliers in proposals:
-            bound = (prove(program, domains, multipliers.reshape(count, units)).margin + limit).view(2, -1)
-            best[:, rows] = torch.maximum(best[:, rows], bound)
+        domains, found = questions(objective, limit), best[:, rows].flatten()
+        tried = [prove(program, domains, _both(program, domains, kind)).margin + limit for kind in kinds]
+        for bound in tried:
+            found = torch.maximum(found, bound)
+        if how.search:
+            rest = torch.nonzero(tried[0] >= tried[-1])[:, 0] if tried else torch.arange(len(limit))
+            if len(rest):
+                domains = questions(objective[rest], limit[rest])
+                multipliers = FirstOrder(program, late).relax(domains, STEPS).multipliers
+                found[rest] = torch.maximum(found[rest], prove(program, domains, multipliers).margin + limit[rest])
+        best[:, rows] = found.view(2, -1)
     return best[0].numpy(), -best[1].numpy()
+
+
+def _both(program: Program, domains: Domains, kind: Following) -> Tensor:
+    """Multipliers of one pass for objectives and then, as many, their opposites."""
+    half = slice(len(domains) // 2)
+    if kind is Following.LINKS:
+        return initial_multipliers(program, domains, kind)
+    above = initial_multipliers(program, domains.pick(half), kind)
+    return torch.cat([above, -above])

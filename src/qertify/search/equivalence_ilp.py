@@ -44,13 +44,14 @@ class CaseAnswer:
     Attributes:
         closed: no input does what the case says. bound: the least value of its accumulator, if that was asked for, or less.
         exact: whether the two are evidence, and not a floating-point solver's claim.
-        reason: why the case is open, one line.
+        reason: why the case is open, one line. limited: whether for want of time.
     """
 
     closed: bool
     exact: bool = True
     bound: int | None = None
     reason: str = ""
+    limited: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Answers:
     """What programs told about all cases.
 
     Attributes:
-        closed: all are. exact: as in `CaseAnswer`. bounds: those of the cases, in order.
+        closed: all are. exact, limited: as in `CaseAnswer`. bounds: those of the cases, in order.
         reasons: why some stay open, each once.
     """
 
@@ -66,6 +67,7 @@ class Answers:
     exact: bool
     bounds: tuple[int | None, ...]
     reasons: tuple[str, ...]
+    limited: bool
 
     def settle(self, finding: Finding, options: Options, bound: Fraction | None) -> str:
         """Enter them into what the search found out; ``bound``: the difference that follows from the bounds, if one does.
@@ -74,6 +76,8 @@ class Answers:
             a line that says how far it came.
         """
         finding.method, finding.solver = "ilp", options.solver
+        if self.limited:
+            finding.reason = Reason.TIMEOUT
         if self.closed or bound is not None:
             if self.exact or options.accept_solver_claims:
                 finding.proved, finding.bound = self.closed, bound
@@ -132,6 +136,7 @@ class JointSolver:
             all(answer.exact for answer in answers),
             tuple(answer.bound for answer in answers),
             tuple(dict.fromkeys(answer.reason for answer in answers if answer.reason)),
+            any(answer.limited for answer in answers),
         )
 
     def close(self, case: Case, deadline: float | None, enough: Callable[[], bool]) -> CaseAnswer:
@@ -156,7 +161,7 @@ class JointSolver:
             if deeper is not None:
                 self._ask(deeper, deeper.program, solver, deadline)
             return CaseAnswer(closed=False, reason=f"the point of {solver} is no counterexample")
-        return CaseAnswer(closed=False, reason=answer.reason)
+        return CaseAnswer(closed=False, reason=answer.reason, limited=answer.status is Status.LIMIT)
 
     def least(self, case: Case, deadline: float | None) -> CaseAnswer:
         """Bound the accumulator of a case from below; limits are ignored.
@@ -168,13 +173,13 @@ class JointSolver:
         encoding = self._encode((case,), minimise=True)
         if encoding is None:
             return CaseAnswer(closed=True)
-        bounds, reason = list[int](), ""
+        bounds, answer = list[int](), SolverAnswer(Status.LIMIT)
         for program, until in self._programs(encoding, deadline):
             answer = self._ask(encoding, program, solver, until)
             if answer.bound is not None:
                 bounds.append((answer.bound - 1) // FINER)  # the accumulator was rounded
-            reason = answer.reason
-        return CaseAnswer(closed=False, exact=exact, bound=max(bounds, default=None), reason=reason)
+        limited = answer.status is Status.LIMIT
+        return CaseAnswer(closed=False, exact=exact, bound=max(bounds, default=None), reason=answer.reason, limited=limited)
 
     def leaf(self, case: Case, low: Tensor, high: Tensor, deadline: float | None) -> Status:
         """What the integer solver says about a case within bounds on the accumulators, (N,) each."""

@@ -201,6 +201,26 @@ def test_regions_travel(region: str) -> None:
     assert (told["region"], told["max_delta"]) == (own["region"], own["max_delta"])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (np.full(2, np.nan), 1.0, "finite"),
+        (0.0, np.full(2, np.inf), "finite"),
+        (np.zeros(3), np.ones(3), "shape"),
+        (1.0, 0.0, "empty"),
+    ],
+)
+def test_what_is_no_region_of_reals(low: Any, high: Any, said: str) -> None:
+    with pytest.raises(InvalidInputError, match=said):
+        interval(quantized((), 0.1), low, high)
+
+
+@pytest.mark.parametrize("codes", [[[0, 128], [0, 128]], [[-129, 0], [0, 0]], [[0], [1]]])
+def test_what_is_no_region_of_codes(codes: list[list[int]]) -> None:
+    with pytest.raises(InvalidInputError, match="reads codes -128 … 127"):
+        grid(quantized((), 0.1), IntegerBox(*np.array(codes)))
+
+
 def test_runtimes_that_make_different_codes_are_not_compared_on_real_inputs() -> None:
     """Of a number halfway between two codes, to which one runtime gives the even one."""
     nodes, unit = (Input("x", (1,), -128, 127), Dense("y", ("x",), as_integers([[1], [2]]), as_integers([0, 0]))), 1 / 4

@@ -108,8 +108,6 @@ class View:
             InvalidInputError: a scale that is no positive number, or that has no meaning for the network.
         """
         scale = None if input_scale is None else parse_rational(input_scale, "input scale")
-        if scale is not None and scale <= 0:
-            raise InvalidInputError(f"input scale {input_scale} must be positive")
         return View(network, codes_of(network, scale), prepare)
 
     def rows(self, text: str) -> tuple[IntegerArray, np.ndarray]:

@@ -16,6 +16,27 @@ from qertify.runtimes.input_steps import LARGEST, Steps, apply, first_reaching, 
 from qertify.specification.region import IntegerBox
 
 
+def float32_box(shape: tuple[int, ...], low: ArrayLike, high: ArrayLike) -> tuple[Float32Array, Float32Array]:
+    """The least and greatest float32 in low … high, element by element; bounds may be exact fractions.
+
+    Raises:
+        InvalidInputError: bounds of another shape, one that is no finite number, or an empty region.
+    """
+    try:
+        sides = [np.broadcast_to(np.asarray(bound), shape).reshape(-1).tolist() for bound in (low, high)]
+    except ValueError as error:
+        raise InvalidInputError(f"bounds of shapes {np.shape(low)} and {np.shape(high)} for inputs of shape {shape}") from error
+    try:
+        exact = [[Fraction(value) for value in side] for side in sides]
+    except (ValueError, OverflowError, TypeError) as error:
+        raise InvalidInputError("a bound of the region is not a finite number") from error
+    least = np.array([least_float32(value) for value in exact[0]], dtype=np.float32)
+    greatest = np.array([greatest_float32(value) for value in exact[1]], dtype=np.float32)
+    if empty := int(np.count_nonzero(~(least <= greatest) | ~np.isfinite(least) | ~np.isfinite(greatest))):
+        raise InvalidInputError(f"the region is empty: it holds no float32 number at {empty} input(s)")
+    return least.reshape(shape), greatest.reshape(shape)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InputQuantizer:
     """The quantizer at a network's input.
@@ -63,16 +84,7 @@ class InputQuantizer:
         Raises:
             InvalidInputError: a bound that is no finite number, or an empty region.
         """
-        sides = [np.broadcast_to(np.asarray(bound), self.shape).reshape(-1).tolist() for bound in (low, high)]
-        try:
-            exact = [[Fraction(value) for value in side] for side in sides]
-        except (ValueError, OverflowError, TypeError) as error:
-            raise InvalidInputError("a bound of the region is not a finite number") from error
-        least = np.array([least_float32(value) for value in exact[0]], dtype=np.float32)
-        greatest = np.array([greatest_float32(value) for value in exact[1]], dtype=np.float32)
-        if empty := int(np.count_nonzero(~(least <= greatest) | ~np.isfinite(least) | ~np.isfinite(greatest))):
-            raise InvalidInputError(f"the region is empty: it holds no float32 number at {empty} input(s)")
-        return least.reshape(self.shape), greatest.reshape(self.shape)
+        return float32_box(self.shape, low, high)
 
     def image(self, low: ArrayLike, high: ArrayLike) -> IntegerBox:
         """The exact set of codes of all inputs in low … high."""

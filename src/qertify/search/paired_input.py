@@ -16,7 +16,8 @@ from qertify.errors import InvalidInputError
 from qertify.network.network import Network
 from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.runtimes.base import reads_codes, runtime_of
-from qertify.runtimes.float32 import Float32Array, at_position, greatest_float32, least_float32, position
+from qertify.runtimes.float32 import Float32Array, at_position, least_float32, position
+from qertify.runtimes.input_quantizer import float32_box
 from qertify.runtimes.input_steps import first_reaching, from_json
 from qertify.specification.pixels import PixelBox
 from qertify.specification.region import IntegerBox
@@ -179,12 +180,14 @@ def codes_of(network: Network, factor: Fraction | None) -> Codes:
         factor: as in `grid`.
 
     Raises:
-        InvalidInputError: one scale a channel, or a factor for a network that quantizes itself.
+        InvalidInputError: one scale a channel, no positive factor, or one for a network that quantizes itself.
     """
     if not network.input_quantization.per_tensor:
         raise InvalidInputError("equivalence needs one input scale; this network has one a channel")
     own, shape = Fraction(float(network.input_quantization.scale[0])), network.input_shape
     one = own if factor is None else factor
+    if one <= 0:
+        raise InvalidInputError(f"input scale {one} must be positive")
     zero = int(network.input_quantization.zero_point[0])
     each, shift = np.full(shape, float(one)), np.full(shape, -zero * float(one))
     low, high = network.input.low, network.input.high
@@ -243,8 +246,14 @@ def grid(network: Network, box: IntegerBox, factor: Fraction | None = None) -> P
     Args:
         factor: the network's input scale unless the float network is to see another one, for example 1/255; only for
             networks that read codes.
+
+    Raises:
+        InvalidInputError: codes that the network does not read, or as `codes_of`.
     """
     codes = codes_of(network, factor)
+    whole = np.full(network.input_shape, codes.low), np.full(network.input_shape, codes.high)
+    if box.low.shape != network.input_shape or not IntegerBox(*whole).contains(np.stack([box.low, box.high])).all():
+        raise InvalidInputError(f"the network reads codes {codes.low} … {codes.high} of shape {network.input_shape}")
 
     def telling() -> Iterator[Float32Array]:
         return map(codes.stand_for, _by_code(box))
@@ -261,15 +270,8 @@ def interval(network: Network, low: ArrayLike, high: ArrayLike, factor: Fraction
     Raises:
         InvalidInputError: an empty region, a bound that is no number, or a factor for a network that quantizes itself.
     """
-    codes, shape = codes_of(network, factor), network.input_shape
-    least, greatest = (
-        np.array(
-            [bound(Fraction(value)) for value in np.broadcast_to(np.asarray(side), shape).reshape(-1).tolist()], np.float32
-        ).reshape(shape)
-        for bound, side in ((least_float32, low), (greatest_float32, high))
-    )
-    if np.any(~(least <= greatest)):
-        raise InvalidInputError("the region is empty: it holds no float32 number at some input")
+    codes = codes_of(network, factor)
+    least, greatest = float32_box(network.input_shape, low, high)
     ends = codes.quantize(np.stack([least, greatest]))
     box = IntegerBox(ends[0], ends[1])
 

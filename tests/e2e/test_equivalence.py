@@ -12,6 +12,8 @@ import pytest
 
 from qertify.cli.main import run
 from qertify.cli.supervisor import Direct
+from qertify.importers.registry import ImportOptions, load_model
+from qertify.network.storage import save as save_network
 from tests.files import write_h5
 
 QUANTIZED = ["--bits", "6", "--scheme", "qebverif"]
@@ -84,6 +86,12 @@ def test_two_quantizations(call: Callable[..., Any]) -> None:
     assert "NOT EQUIVALENT" in out
     status, out, _ = call("f.h5", "f.h5", *QUANTIZED, *flags, "--delta", "2")
     assert status == 0
+
+
+def test_an_original_of_another_format_ignores_the_flags_of_the_other(call: Callable[..., Any]) -> None:
+    save_network(load_model("f.h5", ImportOptions(bits=6, scheme="qebverif")), "q.qnet")
+    status, answer = _answer(call("q.qnet", "f.h5", *QUANTIZED, "--input", "x.npy", "--radius", "1", "--max-delta", "--json"))
+    assert (status, answer["max_delta"]) == (0, [0, 0])
 
 
 def test_single_inputs_and_far_deltas_are_decided(call: Callable[..., Any]) -> None:

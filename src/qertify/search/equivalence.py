@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qertify.bounds.chords import first_multipliers
 from qertify.bounds.difference import Joint, compile_difference
 from qertify.bounds.dual import prove
 from qertify.bounds.pairing import find_pairs
@@ -203,7 +204,6 @@ class _Search:
                 self._finding.method = "attack"
                 return
         joint = self._compile(coupled=True)
-        self._relaxer = relaxer_of(joint.program, self._late)
         if attack is None:
             self._decide_class(joint)
         else:
@@ -243,15 +243,19 @@ class _Search:
             outputs = list(program.output_units().values())  # in the order of rows
             least = torch.stack([program.low[outputs], -program.high[outputs]], dim=-1).reshape(-1)
             domains.limit[:] = torch.maximum(limits, least - 1)  # a limit beyond the row's range says no more
-        relaxation = relax_well(self._relaxer, domains, ROOT_ACCURACY)
-        margins = prove(program, domains, relaxation.multipliers).margin
+        margins = torch.full_like(domains.limit, -torch.inf)
+        if query.delta is not None:  # one pass is often enough
+            margins = prove(program, domains, first_multipliers(program, domains)).margin
+        if bool((margins < 0).any()):
+            relaxation = relax_well(relaxer_of(program, self._late), domains, ROOT_ACCURACY)
+            margins = torch.maximum(margins, prove(program, domains, relaxation.multipliers).margin)
+            self._candidates(joint, relaxation.inputs, domains.objective)
         bounds = [
             max(rows.difference(row, bound, bits), Fraction(0)) if np.isfinite(bound) else None
             for (row, _), bound in zip(every, (margins + domains.limit).tolist(), strict=True)  # one less than ⌈g⌉: below g
         ]
         finding.bound = self._greatest(bounds)
         finding.method, finding.evidence = "bounds", Evidence.EXACT_BOUNDS
-        self._candidates(joint, relaxation.inputs, domains.objective)
         self._say(f"bounds: at most {text_of(finding.bound)}, at least {float(self._judge.attained):.6g}")
         if self._refuted() or self._options.method is Method.BOUNDS:
             finding.proved = bool((margins >= 0).all()) and query.delta is not None
@@ -317,7 +321,7 @@ class _Search:
         open_ = [case for case, here in zip(cases, possible.tolist(), strict=True) if here]
         if open_:
             domains = domains.pick(possible)
-            relaxation = relax_well(self._relaxer, domains)
+            relaxation = relax_well(relaxer_of(program, self._late), domains)
             margins = prove(program, domains, relaxation.multipliers).margin
             open_ = [case for case, margin in zip(open_, margins.tolist(), strict=True) if margin < 0]
             self._candidates(joint, relaxation.inputs, domains.objective)

@@ -61,6 +61,8 @@ def pattern_program(
         divisor=None if program.divisor is None else extended(program.divisor, 0.0),
         slack=None,
         follows=None,
+        link_units=None,
+        link_numbers=None,
         coupled=None,
         coupled_corners=None,
     )

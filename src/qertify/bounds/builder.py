@@ -74,6 +74,7 @@ class Builder:
         self._input_rows: list[IntegerArray] = []
         self._blocks: list[_Block] = []
         self._coupled: tuple[IntegerArray, FloatArray] | None = None
+        self._links: tuple[tuple[IntegerArray, FloatArray], ...] = ()
         self.rows = 1
 
     @property
@@ -96,7 +97,7 @@ class Builder:
                 needed[: read.size] |= read
         result = copy.copy(self)
         result._input_index, result._input_ranges = self._input_index[:], self._input_ranges[:]
-        result._input_rows = self._input_rows[:]
+        result._input_rows, result._links = self._input_rows[:], ()
         result._blocks = [
             block
             for block, read in zip(self._blocks, reads, strict=True)
@@ -176,6 +177,10 @@ class Builder:
             follows: for each the row in forms of the rectifier that it follows. takes: as in `Program`.
         """
         self._append([Unit("", -1, label) for label in labels], form, (low, high), slack=slack, follows=follows, takes=takes)
+
+    def link(self, units: IntegerArray, numbers: FloatArray) -> None:
+        """Pairs of units, and the rows on them: more of `Program.link_units` and `Program.link_numbers`."""
+        self._links = (*self._links, (units, numbers))
 
     def add_staircase(self, node: Staircase, form: FloatArray, known: Range) -> FloatArray:
         """Turn the elements that are not constant into units; returns the affine form of the staircase's value.
@@ -351,6 +356,7 @@ class Builder:
         follows = joined("follows").astype(np.int64)
         follows = np.where(follows >= 0, place[follows], -1)
         follow, coupled = bool((follows >= 0).any()), self._coupled
+        links = [np.concatenate(parts) for parts in zip(*self._links, strict=True)]
         convert = torch.from_numpy
         return Program(
             units=units,
@@ -373,6 +379,8 @@ class Builder:
             slack=convert(slack) if slack.any() else None,
             follows=convert(follows) if follow else None,
             takes=convert(joined("takes")) if follow else None,
+            link_units=convert(links[0]) if links else None,
+            link_numbers=convert(links[1]) if links else None,
             coupled=None if coupled is None else convert(coupled[0]),
             coupled_corners=None if coupled is None else convert(coupled[1]),
         )

@@ -12,13 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qertify.bounds.chords import Following, initial_multipliers
-from qertify.bounds.difference_range import LINK_PARTS, linked_difference, rounding_range, value_difference
+from qertify.bounds.difference_range import (
+    LINK_PARTS,
+    imply,
+    linked_difference,
+    rectified_range,
+    rounding_range,
+    value_difference,
+)
 from qertify.bounds.dual import Domains, prove
 from qertify.bounds.first_order import FirstOrder
 from qertify.bounds.forms import Bounds, Coupling, DenseForms, Forms, Mixture, OutputRows, Value
@@ -141,55 +149,54 @@ def _couple(forms: Forms, left: RealSide | QuantizedSide, right: QuantizedSide, 
             bounds[index] = _tighten(forms, mixtures[index], bounds[index], wanted(name, *bounds[index]), how, late)
     how = LINKS if few[2] else VALUES
     bounds[2] = _tighten(forms, mixtures[2], bounds[2], _open(left, right, pair, bounds), how, late)
-    _imply(bounds, factor, up)
+    imply(bounds, factor, up)
     varies = [left.varies(pair.left, *bounds[0]), right.varies(pair.right, *bounds[1])]
-    value, code = left.activate(pair.left, *bounds[0]), right.activate(pair.right, *bounds[1])
+    ladder = right.ladder(pair.right)
+    values = rectified_range if isinstance(left, RealSide) else partial(left.value_range, pair.left, up=up)
+    units = np.cumsum(varies[0]) - 1 + forms.units
+    value = left.activate(pair.left, *bounds[0])
+    units = np.stack([units, np.cumsum(varies[1]) - 1 + forms.units, *-np.ones((3, factor.size), np.int64)])
+    code = right.activate(pair.right, *bounds[1])
     scale = np.round(pair.value_scale * 2.0**apart.bits)
     raised = bounds[0][0] * up, bounds[0][1] * up
-    if right.steps(pair.right)[0].upper is not None:
+    if right.staircase(pair.right).upper is not None:
         return
     raise_ = 2.0 ** (apart.bits - value.bits)
     both = varies[0] & varies[1]
-    shifts = value_difference(left, right, pair, raised, bounds[1], bounds[2], factor, scale, up)
+    shifts = value_difference(values, ladder, raised, bounds[1], bounds[2], factor, scale)
     shift = Mixture(((value, raise_ * one), (code, -scale * one)), apart.bits)
     if both.any():
         follows = value if isinstance(left, RealSide) else None
+        units[2, both] = np.arange(np.count_nonzero(both)) + forms.units
         forms.add_rows(shift, np.flatnonzero(both), shifts[0][both], shifts[1][both], follows)
     if isinstance(left, QuantizedSide):
         return
     unsettled, open_ = left.unsettled(pair.left, *bounds[0]), _open(left, right, pair, bounds)
     width = np.maximum(bounds[2][1] - bounds[2][0], 1)
+    shares: list[FloatArray] = []
     for takes, end in ((1, np.maximum(bounds[2][1], 0)), (-1, np.maximum(-bounds[2][0], 0))):
         share = np.clip(np.round(LINK_PARTS * end / width), 0, LINK_PARTS)
-        low, high = linked_difference(right, pair, raised, bounds[1], bounds[2], factor, scale, share)
+        low, high = linked_difference(ladder, raised, bounds[1], bounds[2], factor, scale, share)
         parts = ((value, LINK_PARTS * raise_ * one), (code, -LINK_PARTS * scale * one))
         linked = Mixture((*parts, (own, -share * up), (other, share * factor)), apart.bits)
         for follows, chosen in ((value, unsettled), (code, open_ & ~unsettled)):
             if (elements := np.flatnonzero(chosen)).size:
+                units[3 + len(shares), elements] = np.arange(elements.size) + forms.units
                 forms.add_rows(linked, elements, low[elements], high[elements], follows, takes)
+        shares.append(share)
+    linked = both & open_
+    numbers = np.stack([*bounds[2], factor, up * one, scale * one, *shares])
+    forms.link(units[:, linked].T, numbers[:, linked].T)
     elements = np.flatnonzero(varies[0] | varies[1])
     twist = Mixture(((value, 2 * raise_ * one), (code, -2 * scale * one), (own, -up * one), (other, factor)), apart.bits)
     room, reach = np.minimum(-raised[0], raised[1]), np.maximum(np.abs(bounds[2][0]), np.abs(bounds[2][1]))
-    low, high = rounding_range(right, pair, bounds[1], factor, scale, open_)
+    low, high = rounding_range(ladder, bounds[1], factor, scale, open_)
     forms.note(
         Coupling(
             value, code, apart, twist, Mixture(((other, factor),), 0), elements,
             room[elements], open_[elements], reach[elements], low[elements], high[elements], raise_, float(scale),
         )
     )  # fmt: skip
-
-
-def _imply(bounds: list[Bounds], factor: FloatArray, up: float) -> None:
-    """What the ranges of two accumulators and of their difference, up·z − factor·ẑ, say about those of z and ẑ, in place."""
-    ends = np.stack([factor * bounds[1][0], factor * bounds[1][1]])
-    implied = np.floor((ends.min(0) + bounds[2][0]) / up), np.ceil((ends.max(0) + bounds[2][1]) / up)
-    bounds[0] = _meet(bounds[0], implied)
-    ends = np.stack([bounds[0][0] * up - bounds[2][1], bounds[0][1] * up - bounds[2][0]]) / np.where(
-        factor == 0, np.nan, factor
-    )
-    wider = np.abs(ends) * 2.0**-50 + 2.0**-50  # the quotients are rounded
-    low, high = np.ceil((ends - wider).min(0)), np.floor((ends + wider).max(0))
-    bounds[1] = np.fmax(bounds[1][0], low), np.fmin(bounds[1][1], high)
 
 
 def _open(left: RealSide | QuantizedSide, right: QuantizedSide, pair: Pair, bounds: list[Bounds]) -> BoolArray:

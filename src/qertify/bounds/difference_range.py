@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from qertify.bounds.fixed_point import EXACT_FORM
-from qertify.bounds.sides import Bounds, Pair, QuantizedSide, RealSide, step_values
+from qertify.bounds.forms import Bounds
+from qertify.bounds.ladder import Ladder
 from qertify.network.tensor import BoolArray, FloatArray
 
 LINK_PARTS = 16
@@ -18,27 +19,19 @@ Ends = tuple[FloatArray, FloatArray, BoolArray]
 
 
 def _over_levels(
-    right: QuantizedSide,
-    pair: Pair,
-    other: Bounds,
-    factor: FloatArray,
-    ends: Callable[[FloatArray, FloatArray, FloatArray], Ends],
+    ladder: Ladder, other: Bounds, factor: FloatArray, ends: Callable[[FloatArray, FloatArray, FloatArray], Ends]
 ) -> Bounds:
     """Least and greatest value over all levels of the right activation, whose accumulator ẑ lies in ``other``.
 
     Args:
         ends: a level, and least and greatest factor·ẑ at it → what is wanted there.
     """
-    node, row = right.steps(pair.right)
-    first, last = step_values(node, row, other[0]), step_values(node, row, other[1])
-    infinite = np.full((node.steps.rows, 1), np.inf)
-    thresholds = np.concatenate([-infinite, node.steps.thresholds.astype(np.float64), infinite], axis=1)
+    first, last = ladder.level(other[0]), ladder.level(other[1])
     least, greatest = np.full(factor.shape, np.inf), np.full(factor.shape, -np.inf)
     for step in range(int((last - first).max(initial=0)) + 1):
         level = np.minimum(first + step, last)
-        position = (level - node.steps.low).astype(np.int64)
-        low = np.maximum(other[0], thresholds[row, position])
-        high = np.minimum(other[1], thresholds[row, position + 1] - 1)
+        low, high = ladder.span(level)
+        low, high = np.maximum(other[0], low), np.minimum(other[1], high)
         scaled = np.stack([factor * low, factor * high])
         below, above, possible = ends(level, scaled.min(0), scaled.max(0))
         possible = possible & (low <= high)
@@ -49,14 +42,7 @@ def _over_levels(
 
 
 def linked_difference(
-    right: QuantizedSide,
-    pair: Pair,
-    own: Bounds,
-    other: Bounds,
-    apart: Bounds,
-    factor: FloatArray,
-    scale: float,
-    share: FloatArray,
+    ladder: Ladder, own: Bounds, other: Bounds, apart: Bounds, factor: FloatArray, scale: float | FloatArray, share: FloatArray
 ) -> Bounds:
     """The range of parts·(rectifier − scale·right value) − share·D, D the difference of the accumulators, 0 ≤ share ≤ parts.
 
@@ -75,38 +61,56 @@ def linked_difference(
 
         return at(below).min(0), at(above).max(0), (below <= above) & (first <= last)
 
-    return _over_levels(right, pair, other, factor, ends)
+    return _over_levels(ladder, other, factor, ends)
 
 
-def rounding_range(
-    right: QuantizedSide, pair: Pair, other: Bounds, factor: FloatArray, scale: float, rectified: BoolArray
-) -> Bounds:
+def rounding_range(ladder: Ladder, other: Bounds, factor: FloatArray, scale: float, rectified: BoolArray) -> Bounds:
     """The range of factor·ẑ, rectified or not, less scale·right value."""
 
     def ends(level: FloatArray, low: FloatArray, high: FloatArray) -> Ends:
         low, high = (np.where(rectified, np.maximum(end, 0), end) for end in (low, high))
         return low - scale * level, high - scale * level, np.ones(low.shape, dtype=bool)
 
-    return _over_levels(right, pair, other, factor, ends)
+    return _over_levels(ladder, other, factor, ends)
 
 
 def value_difference(
-    left: RealSide | QuantizedSide,
-    right: QuantizedSide,
-    pair: Pair,
+    values: Callable[[FloatArray, FloatArray], Bounds],
+    ladder: Ladder,
     own: Bounds,
     other: Bounds,
     apart: Bounds,
     factor: FloatArray,
-    scale: float,
-    up: float,
+    scale: float | FloatArray,
 ) -> Bounds:
-    """The range of left value − scale·right value."""
+    """The range of left value − scale·right value.
+
+    Args:
+        values: the range of the left value, from that of its accumulator.
+    """
 
     def ends(level: FloatArray, low: FloatArray, high: FloatArray) -> Ends:
         low, high = np.maximum(own[0], low + apart[0]), np.minimum(own[1], high + apart[1])
         possible = low <= high
-        low, high = left.value_range(pair.left, np.where(possible, low, own[0]), np.where(possible, high, own[0]), up)
+        low, high = values(np.where(possible, low, own[0]), np.where(possible, high, own[0]))
         return low - scale * level, high - scale * level, possible
 
-    return _over_levels(right, pair, other, factor, ends)
+    return _over_levels(ladder, other, factor, ends)
+
+
+def rectified_range(low: FloatArray, high: FloatArray) -> Bounds:
+    """The range of a rectifier's value."""
+    return np.maximum(low, 0), np.maximum(high, 0)
+
+
+def imply(bounds: list[Bounds], factor: FloatArray, up: float | FloatArray) -> None:
+    """What the ranges of two accumulators and of their difference, up·z − factor·ẑ, say about those of z and ẑ, in place."""
+    ends = np.stack([factor * bounds[1][0], factor * bounds[1][1]])
+    implied = np.floor((ends.min(0) + bounds[2][0]) / up), np.ceil((ends.max(0) + bounds[2][1]) / up)
+    bounds[0] = np.maximum(bounds[0][0], implied[0]), np.minimum(bounds[0][1], implied[1])
+    ends = np.stack([bounds[0][0] * up - bounds[2][1], bounds[0][1] * up - bounds[2][0]]) / np.where(
+        factor == 0, np.nan, factor
+    )
+    wider = np.abs(ends) * 2.0**-50 + 2.0**-50  # the quotients are rounded
+    low, high = np.ceil((ends - wider).min(0)), np.floor((ends + wider).max(0))
+    bounds[1] = np.fmax(bounds[1][0], low), np.fmin(bounds[1][1], high)

@@ -148,6 +148,10 @@ class Forms(Protocol):
         """
         ...
 
+    def link(self, units: IntegerArray, numbers: FloatArray) -> None:
+        """Say which units and rows belong to pairs, as in `Program`, where that is supported."""
+        ...
+
     def note(self, coupling: Coupling) -> None:
         """Take a pair into account when outputs are added, where that is supported."""
         ...
@@ -255,6 +259,9 @@ class DenseForms:
         followed = None if follows is None else _dense(follows).flat().form[:, elements].argmax(axis=0)
         ends, form = (low.astype(np.int64), high.astype(np.int64)), self._mixed(mixture, elements)
         self.builder.add_rows([None] * elements.size, form, *ends, mixture.slack[elements], followed, takes)
+
+    def link(self, units: IntegerArray, numbers: FloatArray) -> None:
+        self.builder.link(units, numbers)
 
     def note(self, coupling: Coupling) -> None:
         self._couplings.append(coupling)

@@ -57,6 +57,11 @@ class Relaxation:
     y: Tensor
     slopes: Tensor | None = None
 
+    def pick(self, rows: Tensor) -> Relaxation:
+        """Of some of the domains."""
+        slopes = None if self.slopes is None else self.slopes[rows]
+        return Relaxation(self.multipliers[rows], self.bound[rows], self.inputs[rows], self.z[rows], self.y[rows], slopes)
+
 
 REGULARIZATION = {torch.float32: 1e-6, torch.float64: 1e-9}
 

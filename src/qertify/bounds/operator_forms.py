@@ -116,6 +116,9 @@ class OperatorForms:
         following = Followed(followed, torch.from_numpy(elements), float(factor[elements[0]]))
         builder.add_outputs(units, name, size, elements, ends, slack, following, place[elements], takes)
 
+    def link(self, units: IntegerArray, numbers: FloatArray) -> None:
+        """Not for operators."""
+
     def note(self, coupling: Coupling) -> None:
         """Not for operators."""
 

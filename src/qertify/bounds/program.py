@@ -65,6 +65,9 @@ class Program:
         follows: int64 (N,), for a row that is the difference of a rectifier's value and another value, perhaps less a part of
             their accumulators' difference, the rectifier's position, −1 for all other units; None where there is no such row.
         takes: (N,), the sign of the multipliers that such a row is made for, 0 for both.
+        link_units: int64 (m, 5), for pairs of a rectifier and a staircase: their positions, and those of rows, −1 for none:
+            their values' difference D̂ = up·relu − scale·σ, and twice PARTS·D̂ − share·D, D that of their accumulators.
+        link_numbers: (m, 7), integers: the range of D = up·z − factor·ẑ, factor, up, scale, and both shares.
         coupled: int64 (m, 2), pairs of inputs that are not independent; None where all are.
         coupled_corners: (m, 8, 2), the corners of the values of each pair.
         slack: (N,), by how much an accumulator may differ from its equation, in integers; None where by nothing.
@@ -92,6 +95,8 @@ class Program:
     slack: Tensor | None = None
     follows: Tensor | None = None
     takes: Tensor | None = None
+    link_units: Tensor | None = None
+    link_numbers: Tensor | None = None
     coupled: Tensor | None = None
     coupled_corners: Tensor | None = None
     operators: Operators | None = None

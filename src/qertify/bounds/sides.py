@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qertify.bounds.forms import Bounds, Forms, Value
+from qertify.bounds.ladder import Ladder
 from qertify.network.network import Network
 from qertify.network.nodes import Input, Staircase
 from qertify.network.ranges import RULES, Range
@@ -64,10 +65,6 @@ class RealSide:
 
     kinked = unsettled
 
-    def value_range(self, _name: str, low: FloatArray, high: FloatArray, _up: float) -> Bounds:
-        """Range of the activation's value where its accumulator times ``up`` lies in low … high; times ``up``, too."""
-        return np.maximum(low, 0), np.maximum(high, 0)
-
     def output(self) -> Value:
         self.advance()
         return self._values[self._network.output.name]
@@ -110,39 +107,39 @@ class QuantizedSide:
         self._known[source] = (low.astype(np.int64).reshape(shape), high.astype(np.int64).reshape(shape))
         return self._compile()
 
-    def steps(self, name: str) -> tuple[Staircase, IntegerArray]:
+    def staircase(self, name: str) -> Staircase:
         node = self._network.by_name[name]
         assert isinstance(node, Staircase)
-        return node, np.broadcast_to(node.row, self._network.shapes[name]).reshape(-1)
+        return node
+
+    def ladder(self, name: str) -> Ladder:
+        """The levels of an activation."""
+        node = self.staircase(name)
+        row = np.broadcast_to(node.row, self._network.shapes[name]).reshape(-1)
+        least = np.full(node.steps.rows, float(node.steps.low))
+        return Ladder(node.steps.thresholds.astype(np.float64), least, row.astype(np.int64))
 
     def varies(self, name: str, low: FloatArray, high: FloatArray) -> BoolArray:
-        return step_values(*self.steps(name), low) < step_values(*self.steps(name), high)
+        ladder = self.ladder(name)
+        return ladder.level(low) < ladder.level(high)
 
     unsettled = varies
 
     def kinked(self, name: str, low: FloatArray, high: FloatArray) -> BoolArray:
         """Which elements vary and can be at an end of their staircase."""
-        node, row = self.steps(name)
-        least, greatest = step_values(node, row, low), step_values(node, row, high)
-        return (least < greatest) & ((least == node.steps.low) | (greatest == node.steps.high))
+        ladder, steps = self.ladder(name), self.staircase(name).steps
+        least, greatest = ladder.level(low), ladder.level(high)
+        return (least < greatest) & ((least == steps.low) | (greatest == steps.high))
 
     def bends(self, name: str, low: FloatArray, _high: FloatArray) -> BoolArray:
         """Which elements of an activation that varies can also be at their least level, as below a rectifier's kink."""
-        node, row = self.steps(name)
-        return step_values(node, row, low) == node.steps.low
+        return self.ladder(name).level(low) == self.staircase(name).steps.low
 
     def value_range(self, name: str, low: FloatArray, high: FloatArray, up: float) -> Bounds:
         low, high = np.ceil(low / up), np.floor(high / up)
-        return step_values(*self.steps(name), low) * up, step_values(*self.steps(name), high) * up
+        ladder = self.ladder(name)
+        return ladder.level(low) * up, ladder.level(high) * up
 
     def output(self) -> Value:
         self.advance()
         return self._values[self._network.output.name]
-
-
-def step_values(node: Staircase, row: IntegerArray, z: FloatArray) -> FloatArray:
-    result = np.empty(z.shape)
-    for index in range(node.steps.rows):
-        mine = row == index
-        result[mine] = node.steps.value(index, z[mine].astype(np.int64))
-    return result

@@ -12,6 +12,7 @@ from torch import Tensor
 from qertify.bounds.chords import initial_multipliers
 from qertify.bounds.dual import Domains, Proof, prove
 from qertify.bounds.interior_point import InteriorPoint
+from qertify.bounds.links import narrow
 from qertify.bounds.program import Program, Unit
 
 BATCH = 256
@@ -19,7 +20,7 @@ RETIGHTEN_BATCH = 2048
 
 
 def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Intersect accumulator bounds with what interval arithmetic on the values implies, block by block; not for operators.
+    """Intersect accumulator bounds with what pairs and then interval arithmetic imply, block by block; not for operators.
 
     All numbers are integers below 2⁵³ in float64 (coefficients and ranges are checked when the program is compiled), so
     nothing is rounded.
@@ -32,7 +33,7 @@ def propagate(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tens
     """
     if len(program.blocks) < 2 or program.operators is not None:
         return low, high, (low > high).any(-1)
-    low, high = low.clone(), high.clone()
+    low, high = (end.clone() for end in narrow(program, low, high))
     inputs_low, inputs_high = input_range(program)
     positive, negative = program.unit_matrix.clamp(min=0), program.unit_matrix.clamp(max=0)
     slack = torch.zeros_like(program.constant) if program.slack is None else program.slack

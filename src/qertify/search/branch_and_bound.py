@@ -21,7 +21,7 @@ from qertify.bounds.program import Program
 from qertify.bounds.relaxers import batch_of, relax_parts, relaxer_of
 from qertify.bounds.tighten import propagate, retighten
 from qertify.network.tensor import IntegerArray
-from qertify.search.branching import Gains, choose
+from qertify.search.branching import Gains, choose, parts
 from qertify.search.domains import Subproblem, level_bounds, objectives, root_domains
 from qertify.search.leaf import Closure, Leaf
 from qertify.search.tree import SearchOutcome, SearchTree, least_margins
@@ -369,11 +369,10 @@ class BranchAndBound:
             for case in self._splitter.bisect(item.case):
                 self._wait_case(item, case)
             return
-        below, above = item.high.clone(), item.low.clone()
-        below[item.unit], above[item.unit] = item.threshold - self._program.gap(item.unit), item.threshold
         if item.slopes is not None:
             item.slopes[:, item.unit] = torch.nan
-        for side, low, high in ((-1, item.low, below), (1, above, item.high)):
+        both = parts(self._program, item.low, item.high, item.unit, item.threshold)
+        for side, (low, high) in zip((-1, 1), both, strict=True):
             split = (item.unit, int(item.threshold), side)
             node = -1 if self._tree is None else self._tree.add(item.node, item.case, split)
             self._waiting.append(_Waiting(item.case, low, high, item.depth + 1, node, item, side, item.margin, item.slopes))

@@ -98,3 +98,10 @@ def choose(program: Program, domains: Domains, relaxation: Relaxation, gains: Ga
     unit = score.argmax(-1)
     rows = torch.arange(len(domains), device=unit.device)
     return Branches(unit, threshold[rows, unit], cheat[rows, unit] * free[rows, unit], ~free.any(-1))
+
+
+def parts(program: Program, low: Tensor, high: Tensor, unit: int, threshold: float) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Bounds, (N,) each, of the parts of a domain below and above a threshold of one unit."""
+    below, above = high.clone(), low.clone()
+    below[unit], above[unit] = threshold - program.gap(unit), threshold
+    return (low, below), (above, high)

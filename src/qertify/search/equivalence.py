@@ -12,15 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qertify.bounds.chords import first_multipliers
-from qertify.bounds.difference import Joint, compile_difference
+from qertify.bounds.difference import Joint
 from qertify.bounds.dual import prove
-from qertify.bounds.pairing import find_pairs
-from qertify.bounds.relaxers import relax_well, relaxer_of
-from qertify.errors import ReplayError, UnsupportedModelError
+from qertify.bounds.interior_point import Relaxation
+from qertify.bounds.relaxers import Relaxer, relax_well, relaxer_of
+from qertify.errors import ReplayError
 from qertify.ilp.process import SolverProcesses
 from qertify.network.network import Network
-from qertify.network.real import RealNetwork
 from qertify.network.tensor import FloatArray, IntegerArray
 from qertify.options import Method, Options
 from qertify.parallel.executor import Executor
@@ -30,10 +28,13 @@ from qertify.search.branch_and_bound import BranchAndBound
 from qertify.search.branching import Gains
 from qertify.search.comparison import EquivalenceQuery, Finding, Judge, text_of
 from qertify.search.difference_rows import ClassRows, DifferenceRows
+from qertify.search.dive import dive
 from qertify.search.domains import root_domains
 from qertify.search.equivalence_attack import DifferenceAttack, attack_classes, polish, sample
 from qertify.search.equivalence_grid import enumerate_grid
 from qertify.search.equivalence_ilp import JointSolver, close_leaf, real_inputs
+from qertify.search.equivalence_program import joint_program
+from qertify.search.equivalence_root import Root, root_of
 from qertify.search.leaf import open_leaf
 from qertify.search.portfolio import one_thread
 from qertify.search.sharing import Shared, program_context, run_shared
@@ -46,6 +47,8 @@ ENUMERATION_LIMIT = 1 << 17
 ROOT_ACCURACY = 0.01
 ATTACK_SECONDS, MORE_SECONDS = 5.0, 15.0
 """Most seconds for an attack; for the one that the greatest difference is left to."""
+DIVE_SHARE = 0.5
+"""Part of the time for a stronger attack in which it follows relaxations."""
 RANGES_SHARE = 0.7
 """Part of the time that is left for ranges of inner differences."""
 FIRST_EXCESS = Fraction(1, 50)
@@ -160,54 +163,19 @@ class _Search:
         return True
 
     def _compile(self, coupled: bool) -> Joint:
-        """The joint program, with rows for the difference of what corresponds, if that is wanted."""
-        query = self._query
-        box, inputs = query.inputs.box, query.inputs
-        random = np.random.default_rng(self._options.seed)
-        reach = np.maximum((query.quantized.input.high - query.quantized.input.low) // 4, box.high - box.low)
-        noise = random.integers(-reach, reach + 1, (SAMPLES, *box.low.shape))
-        codes = np.concatenate(
-            [random.integers(box.low, box.high + 1, (SAMPLES, *box.low.shape)), (box.low + box.high) // 2 + noise]
-        )
-        codes = np.clip(codes, query.quantized.input.low, query.quantized.input.high)
-        left = inputs.stand_for(codes).astype(np.float64) if isinstance(query.original, RealNetwork) else codes
-        pairs = find_pairs(query.original, query.quantized, left, codes) if coupled else ()
-        rows, dense = self._classes if query.top1 else self._differences, self._options.method is Method.ILP or None
+        rows, dense = self._classes if self._query.top1 else self._differences, self._options.method is Method.ILP or None
         until = time.monotonic() + self._left() * RANGES_SHARE
-
-        def late() -> bool:
-            return time.monotonic() > until
-
-        two = query.original, query.quantized, box, inputs.relation
-        try:
-            joint = compile_difference(*two, pairs, rows, late, dense)
-        except UnsupportedModelError:  # the largest numbers are those of rows that couple the two, which may be left out
-            if not pairs:
-                raise
-            joint, pairs = compile_difference(*two, (), rows, late, dense), ()
-        self._say(f"joint program: {len(joint.program.units)} units and rows, {len(pairs)} pair(s) of layers")
+        joint, pairs = joint_program(self._query, rows, coupled, dense, self._options.seed, lambda: time.monotonic() > until)
+        self._say(f"joint program: {len(joint.program.units)} units and rows, {pairs} pair(s) of layers")
         return joint
 
     def _analyse(self) -> None:
         if self._options.method is Method.ILP:
             self._solve(self._compile(self._options.coupled))
-            return
-        attack = None
-        if not self._query.top1:
-            plain = self._compile(coupled=False)
-            attack = DifferenceAttack(plain, self._differences, self._judge, self._generator, self._late)
-            attack.begin(self._share())
-            if self._options.method is Method.ATTACK and not self._refuted():
-                attack.go_on(self._left(), self._refuted)
-            self._say(f"attack: a difference of {float(self._judge.attained):.6g}")
-            if self._refuted() or self._options.method is Method.ATTACK:
-                self._finding.method = "attack"
-                return
-        joint = self._compile(coupled=True)
-        if attack is None:
-            self._decide_class(joint)
+        elif self._query.top1:
+            self._decide_class(self._compile(coupled=True))
         else:
-            self._decide_difference(joint, attack)
+            self._decide_difference()
 
     def _programs(self, joint: Joint, coupled: bool) -> JointSolver:
         def consider(points: FloatArray) -> None:
@@ -231,50 +199,80 @@ class _Search:
             bound = max(*ends, Fraction(0)) + self._margin
         self._say(answers.settle(self._finding, self._options, bound))
 
-    def _decide_difference(self, joint: Joint, attack: DifferenceAttack) -> None:
-        query, finding, rows = self._query, self._finding, self._differences
-        program, bits = joint.program, joint.output_bits
-        every = self._every
-        cases = rows.cases(dict.fromkeys(every, 0))
-        domains = root_domains(program, list(cases))
-        if query.delta is not None:
-            allowed = query.delta - self._margin
-            limits = torch.tensor([float(rows.limit(row, allowed, bits)) for row, _ in every], dtype=torch.float64)
-            outputs = list(program.output_units().values())  # in the order of rows
-            least = torch.stack([program.low[outputs], -program.high[outputs]], dim=-1).reshape(-1)
-            domains.limit[:] = torch.maximum(limits, least - 1)  # a limit beyond the row's range says no more
-        margins = torch.full_like(domains.limit, -torch.inf)
-        if query.delta is not None:  # one pass is often enough
-            margins = prove(program, domains, first_multipliers(program, domains)).margin
-        if bool((margins < 0).any()):
-            relaxation = relax_well(relaxer_of(program, self._late), domains, ROOT_ACCURACY)
-            margins = torch.maximum(margins, prove(program, domains, relaxation.multipliers).margin)
-            self._candidates(joint, relaxation.inputs, domains.objective)
-        bounds = [
-            max(rows.difference(row, bound, bits), Fraction(0)) if np.isfinite(bound) else None
-            for (row, _), bound in zip(every, (margins + domains.limit).tolist(), strict=True)  # one less than ⌈g⌉: below g
-        ]
-        finding.bound = self._greatest(bounds)
-        finding.method, finding.evidence = "bounds", Evidence.EXACT_BOUNDS
-        self._say(f"bounds: at most {text_of(finding.bound)}, at least {float(self._judge.attained):.6g}")
-        if self._refuted() or self._options.method is Method.BOUNDS:
-            finding.proved = bool((margins >= 0).all()) and query.delta is not None
-            return
-        if query.delta is None or bool((margins < 0).any()):
-            squeezes = query.delta is None  # then a greater difference is half of the answer
-            attack.go_on(min(MORE_SECONDS, self._left() / 2) if squeezes else self._share(), self._refuted)
-            self._say(f"stronger attack: a difference of {float(self._judge.attained):.6g}")
-            if self._refuted():
-                finding.method = "attack"
+    def _decide_difference(self) -> None:
+        query, finding, method = self._query, self._finding, self._options.method
+        allowed = None if query.delta is None else query.delta - self._margin
+        plain = self._compile(coupled=False)
+        attack = DifferenceAttack(plain, self._differences, self._judge, self._generator, self._late)
+        root = None
+        if query.delta is not None and method is not Method.ATTACK and plain.program.operators is None:
+            root = root_of(
+                self._compile(coupled=True), self._differences, self._every, allowed
+            )  # takes less time than an attack
+            if root.closed:
+                self._note(root)
                 return
-        if query.delta is not None:
-            limits = {key: rows.limit(key[0], query.delta - self._margin, bits) for key in every}
-            left = {key: limits[key] for key, margin in zip(every, margins.tolist(), strict=True) if margin < 0}
-            finding.proved = not left or self._search(joint, rows.cases(left), self._deadline, query.delta + self._margin)
-            if finding.proved and left:
-                finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
+        attack.begin(self._share())
+        if method is Method.ATTACK and not self._refuted():
+            attack.go_on(self._left(), self._refuted)
+        self._say(f"attack: a difference of {float(self._judge.attained):.6g}")
+        if self._refuted() or method is Method.ATTACK:
+            finding.method = "attack"
             return
-        self._squeeze(joint, dict(zip(every, bounds, strict=True)))
+        root = root or root_of(self._compile(coupled=True), self._differences, self._every, allowed)
+        if root.closed:
+            self._note(root)
+            return
+        program, domains = root.joint.program, root.domains
+        relaxer = relaxer_of(program, self._late)
+        relaxation = relax_well(relaxer, domains, ROOT_ACCURACY)
+        root.margins = torch.maximum(root.margins, prove(program, domains, relaxation.multipliers).margin)
+        self._candidates(root.joint, relaxation.inputs, domains.objective)
+        bounds = self._note(root)
+        if self._refuted() or root.closed or method is Method.BOUNDS:
+            return
+        self._attack_on(attack, root, relaxer, relaxation)
+        self._say(f"stronger attack: a difference of {float(self._judge.attained):.6g}")
+        if self._refuted():
+            finding.method = "attack"
+        elif query.delta is None:
+            self._squeeze(root.joint, bounds)
+        else:
+            left = [case for case, margin in zip(root.cases, root.margins.tolist(), strict=True) if margin < 0]
+            finding.proved = self._search(root.joint, tuple(left), self._deadline, query.delta + self._margin)
+            if finding.proved:
+                finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
+
+    def _attack_on(self, attack: DifferenceAttack, root: Root, relaxer: Relaxer, relaxation: Relaxation) -> None:
+        """From relaxations of the row and sign with the worst bound, and from the best points so far."""
+        # without a delta, a greater difference is half of the answer
+        seconds = min(MORE_SECONDS, self._left() / 2) if self._query.delta is None else self._share()
+        until = time.monotonic() + seconds
+        worst = root.margins.argmin()[None]
+
+        def late() -> bool:
+            return self._late() or self._refuted() or time.monotonic() > until
+
+        def follow(inputs: Tensor) -> None:
+            attack.follow(inputs, int(worst), late)
+
+        domain, relaxation = root.domains.pick(worst), relaxation.pick(worst)
+        dive(root.joint.program, relaxer, domain, relaxation, follow, late, seconds * DIVE_SHARE)
+        attack.go_on(until - time.monotonic(), self._refuted)
+
+    def _note(self, root: Root) -> dict[tuple[int, int], Fraction | None]:
+        """Remember and return what is proved of every row and sign."""
+        finding, rows = self._finding, self._differences
+        ends = (root.margins + root.domains.limit).tolist()  # one less than ⌈g⌉: below g
+        bounds = {
+            key: max(rows.difference(key[0], end, root.joint.output_bits), Fraction(0)) if np.isfinite(end) else None
+            for key, end in zip(self._every, ends, strict=True)
+        }
+        finding.bound = self._greatest(bounds.values())
+        finding.method, finding.evidence = "bounds", Evidence.EXACT_BOUNDS
+        finding.proved = root.closed and self._query.delta is not None
+        self._say(f"bounds: at most {text_of(finding.bound)}, at least {float(self._judge.attained):.6g}")
+        return bounds
 
     def _greatest(self, bounds: Collection[Fraction | None]) -> Fraction | None:
         """What bounds of all rows and signs mean for the difference."""

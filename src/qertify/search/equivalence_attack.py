@@ -134,6 +134,11 @@ class DifferenceAttack:
         ends = anneal(self._program, points, objective, MOVES, self._generator, late)
         self._note(ends, objective, (forward(self._program, ends)[0] * objective).sum(-1))
 
+    def follow(self, inputs: Tensor, objective: int, late: Callable[[], bool]) -> None:
+        """Climb from a point of a relaxation, (n,), for the objective of this number: of rows, each with both signs."""
+        x = inputs[: len(self._program.input_low)]
+        self._climb(self._program.inside_box(x[None])[0], self._objective[objective], late)
+
     def _starts(self) -> tuple[Tensor, Tensor]:
         """Random points for every objective, and the objectives."""
         starts = random_starts(self._program, self._restarts, self._generator)

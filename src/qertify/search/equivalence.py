@@ -44,6 +44,8 @@ from qertify.specification.splitting import OneLevel
 SAMPLES = 24
 ENUMERATION_LIMIT = 1 << 17
 """Most inputs of a grid that are simply enumerated."""
+BOUNDS_FIRST = 1500
+"""Most units without rows for which bounds take less time than an attack, and come first."""
 ROOT_ACCURACY = 0.01
 ATTACK_SECONDS, MORE_SECONDS = 5.0, 15.0
 """Most seconds for an attack; for the one that the greatest difference is left to."""
@@ -204,11 +206,9 @@ class _Search:
         allowed = None if query.delta is None else query.delta - self._margin
         plain = self._compile(coupled=False)
         attack = DifferenceAttack(plain, self._differences, self._judge, self._generator, self._late)
-        root = None
-        if query.delta is not None and method is not Method.ATTACK and plain.program.operators is None:
-            root = root_of(
-                self._compile(coupled=True), self._differences, self._every, allowed
-            )  # takes less time than an attack
+        root, small = None, plain.program.operators is None and len(plain.program.units) <= BOUNDS_FIRST
+        if query.delta is not None and method is not Method.ATTACK and small:
+            root = root_of(self._compile(coupled=True), self._differences, self._every, allowed)
             if root.closed:
                 self._note(root)
                 return

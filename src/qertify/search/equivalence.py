@@ -238,8 +238,10 @@ class _Search:
         elif query.delta is None:
             self._squeeze(root.joint, bounds)
         else:
-            left = [case for case, margin in zip(root.cases, root.margins.tolist(), strict=True) if margin < 0]
-            finding.proved = self._search(root.joint, tuple(left), self._deadline, query.delta + self._margin)
+            margins = zip(self._every, root.cases, root.margins.tolist(), strict=True)
+            left = {key: case for key, case, margin in margins if margin < 0}
+            finding.proved = self._search(root.joint, tuple(left.values()), self._deadline, query.delta + self._margin)
+            self._tighten(root.joint, bounds, left, finding.proved)
             if finding.proved:
                 finding.evidence, finding.method = Evidence.EXACT_SEARCH, "bab"
 
@@ -279,6 +281,21 @@ class _Search:
         known = [bound for bound in bounds if bound is not None]
         return max(known) + self._margin if len(known) == len(bounds) else None
 
+    def _tighten(
+        self, joint: Joint, bounds: dict[tuple[int, int], Fraction | None], cases: dict[tuple[int, int], Case], proved: bool
+    ) -> None:
+        """Enter what a search left open of some rows and signs, at worst."""
+        finding = self._finding
+        for key, case in cases.items():
+            margin = 0.0 if proved else self._margins.get(case, 0.0) if self._margins else -np.inf
+            if np.isfinite(margin):
+                reached = self._differences.difference(key[0], min(margin, 0.0) + case.limit, joint.output_bits)
+                known = bounds[key]
+                bounds[key] = reached if known is None else min(known, reached)
+        bound = self._greatest(bounds.values())
+        if bound is not None and (finding.bound is None or bound < finding.bound):
+            finding.bound, finding.evidence, finding.method = bound, Evidence.EXACT_SEARCH, "bab"
+
     def _squeeze(self, joint: Joint, bounds: dict[tuple[int, int], Fraction | None]) -> None:
         """Bring the proved difference down towards the attained one, by searches for differences in between."""
         finding, judge = self._finding, self._judge
@@ -292,15 +309,7 @@ class _Search:
             cases = self._differences.cases(limits)
             seen = judge.attained
             proved = not keys or self._search(joint, cases, self._deadline, (aim - self._margin) * (1 + FIRST_EXCESS), True)
-            margins = dict.fromkeys(cases, 0.0) if proved else self._margins or {}
-            for key, case in zip(keys, cases, strict=True):
-                if np.isfinite(margin := margins.get(case, 0.0 if self._margins else -np.inf)):
-                    reached = self._differences.difference(key[0], min(margin, 0.0) + case.limit, joint.output_bits)
-                    known = bounds[key]
-                    bounds[key] = reached if known is None else min(known, reached)
-            bound = self._greatest(bounds.values())
-            if bound is not None and bound < finding.bound:
-                finding.bound, finding.evidence, finding.method = bound, Evidence.EXACT_SEARCH, "bab"
+            self._tighten(joint, bounds, dict(zip(keys, cases, strict=True)), proved)
             self._say(f"search: {float(judge.attained):.6g} … {text_of(finding.bound)}, {finding.nodes} domains")
             if proved:
                 excess /= 10

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,12 @@ class CaseAnswer:
     reason: str = ""
     limited: bool = False
 
+    def also(self, earlier: CaseAnswer | None) -> CaseAnswer:
+        """With the bound of an earlier answer to the same case, if that is better."""
+        if earlier is None or earlier.bound is None or (self.bound is not None and self.bound >= earlier.bound):
+            return self
+        return replace(self, bound=earlier.bound)
+
 
 @dataclass(frozen=True, slots=True)
 class Answers:
@@ -88,6 +95,18 @@ class Answers:
         return f"ilp ({options.solver}): {outcome} {'; '.join(self.reasons)}".rstrip()
 
 
+def _all(answers: dict[int, CaseAnswer], cases: int) -> Answers:
+    """Answers to the first of so many cases."""
+    found = [answers[number] for number in sorted(answers)]
+    return Answers(
+        len(found) == cases and all(answer.closed for answer in found),
+        all(answer.exact for answer in found),
+        tuple(answer.bound for answer in found),
+        tuple(dict.fromkeys(answer.reason for answer in found if answer.reason)),
+        any(answer.limited for answer in found),
+    )
+
+
 def real_inputs(joint: Joint) -> BoolArray:
     """Which inputs of the program are real numbers, (n,): the errors; the others are integers."""
     codes = int(np.count_nonzero(joint.program.input_index >= 0))
@@ -118,26 +137,30 @@ class JointSolver:
     def ask(self, cases: Sequence[Case], deadline: float | None, enough: Callable[[], bool] | None) -> Answers:
         """All cases, with equal shares of the time: exclude them, or, without ``enough``, bound their accumulators.
 
+        What the cases leave of the time is shared among those that were short of it, where that is much more.
+
         Args:
             enough: whether the points seen so far are enough.
 
         Raises:
             UnsupportedModelError: numbers too large for the program or for the solver.
         """
-        answers: list[CaseAnswer] = []
-        for position, case in enumerate(cases):
-            now = time.monotonic()
-            until = None if deadline is None else now + (deadline - now) / (len(cases) - position)
-            answers.append(self.least(case, until) if enough is None else self.close(case, until, enough))
-            if enough is not None and enough():
-                break
-        return Answers(
-            len(answers) == len(cases) and all(answer.closed for answer in answers),
-            all(answer.exact for answer in answers),
-            tuple(answer.bound for answer in answers),
-            tuple(dict.fromkeys(answer.reason for answer in answers if answer.reason)),
-            any(answer.limited for answer in answers),
-        )
+        answers: dict[int, CaseAnswer] = {}
+        open_, longest = list(range(len(cases))), 0.0
+        while open_ and (not answers or self._seconds(deadline) > 2 * longest * len(open_)):
+            longest = max(self._seconds(deadline) / len(open_), 0.0)
+            for position, number in enumerate(open_):
+                until = None if deadline is None else time.monotonic() + self._seconds(deadline) / (len(open_) - position)
+                answer = self.least(cases[number], until) if enough is None else self.close(cases[number], until, enough)
+                answers[number] = answer.also(answers.get(number))
+                if enough is not None and enough():
+                    return _all(answers, len(cases))
+            open_ = [number for number in open_ if answers[number].limited]
+        return _all(answers, len(cases))
+
+    @staticmethod
+    def _seconds(deadline: float | None) -> float:
+        return math.inf if deadline is None else deadline - time.monotonic()
 
     def close(self, case: Case, deadline: float | None, enough: Callable[[], bool]) -> CaseAnswer:
         """Exclude a case, or find points of it until they are enough.

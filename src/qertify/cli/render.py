@@ -52,7 +52,7 @@ def render_equivalence(answer: dict[str, Any], as_json: bool, colour: bool) -> s
     if as_json:
         return json.dumps(answer, allow_nan=False) + "\n"
     verdict, found, known = answer["verdict"], answer["counterexample"], answer["max_delta"]
-    subject = "the outputs" if answer["output"] is None else f"output {answer['output']}"
+    subject = "the outputs" if answer["output"] is None else f"the values of output {answer['output']}"
     least, greatest = known or (None, None)
     if answer["question"] == "top1":
         claim = {"equivalent": "both networks predict the same class at every input of the region"}

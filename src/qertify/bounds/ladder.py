@@ -33,6 +33,8 @@ class Ladder:
 
     def span(self, level: FloatArray) -> tuple[FloatArray, FloatArray]:
         """The least and greatest accumulator at each element's level; infinite where there is none."""
+        if not self.thresholds.shape[1]:
+            return np.full(level.shape, -np.inf), np.full(level.shape, np.inf)
         position = (level - self.least[self.row]).astype(np.int64)
         last = self.thresholds.shape[1] - 1
         low = np.where(position > 0, self.thresholds[self.row, np.clip(position - 1, 0, last)], -np.inf)

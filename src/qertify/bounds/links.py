@@ -6,8 +6,6 @@ accumulators. Where a split makes one of these narrower, so become the others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,15 +18,6 @@ from qertify.network.tensor import FloatArray, IntegerArray
 
 PAIR = 2
 """The first columns of `Program.link_units` are the pair itself, the others rows on it."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _States:
-    """Pairs on parts of the box: which pair, and the ranges of z and ẑ, one entry each."""
-
-    link: IntegerArray
-    own: Bounds
-    other: Bounds
 
 
 def narrow(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,25 +36,26 @@ def narrow(program: Program, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]
         return low, high
     found = ends[domain[:, None], pair[link]].reshape(-1, 2 * PAIR)
     state, index = np.unique(np.concatenate([link[:, None], found], axis=1), axis=0, return_inverse=True)
-    state = _States(state[:, 0].astype(np.int64), (state[:, 1], state[:, 2]), (state[:, 3], state[:, 4]))
-    ranges = _ranges(program, state)[index.reshape(-1)]  # (pairs that changed, columns, 2)
+    found = _ranges(program, state[:, 0].astype(np.int64), (state[:, 1], state[:, 2]), (state[:, 3], state[:, 4]))
+    ranges = found[index.reshape(-1)]  # (pairs that changed, columns, 2)
     for column in range(units.shape[1]):
         chosen = units[link, column] >= 0
         at = domain[chosen], units[link[chosen], column]
         ends[at] = np.stack(
             [np.maximum(ends[at][:, 0], ranges[chosen, column, 0]), np.minimum(ends[at][:, 1], ranges[chosen, column, 1])], -1
         )
-    return tuple(torch.from_numpy(np.ascontiguousarray(end)).to(low.device) for end in np.moveaxis(ends, -1, 0))  # pyright: ignore
+    first, last = (torch.from_numpy(np.ascontiguousarray(ends[..., side])).to(low.device) for side in (0, 1))
+    return first, last
 
 
-def _ranges(program: Program, state: _States) -> FloatArray:
-    """Ranges of a pair's accumulators and of the rows on it, (states, columns, 2)."""
+def _ranges(program: Program, link: IntegerArray, own: Bounds, other: Bounds) -> FloatArray:
+    """Ranges of pairs' accumulators and of the rows on them, (states, columns, 2), from ranges of z and ẑ, (states,) each."""
     assert program.link_units is not None
     assert program.link_numbers is not None
     stairs = program.link_units[:, 1]
-    ladder = Ladder(program.thresholds[stairs].cpu().numpy(), program.first_value[stairs].cpu().numpy(), state.link)
-    least, greatest, factor, up, scale, *shares = program.link_numbers.cpu().numpy()[state.link].T
-    apart, bounds = (least, greatest), [state.own, state.other, (least, greatest)]
+    ladder = Ladder(program.thresholds[stairs].cpu().numpy(), program.first_value[stairs].cpu().numpy(), link)
+    least, greatest, factor, up, scale, *shares = program.link_numbers.cpu().numpy()[link].T
+    apart, bounds = (least, greatest), [own, other, (least, greatest)]
     imply(bounds, factor, up)
     own, other = (bounds[0][0] * up, bounds[0][1] * up), bounds[1]
     rows = [value_difference(rectified_range, ladder, own, other, apart, factor, scale)]

@@ -136,7 +136,7 @@ class DifferenceAttack:
 
     def follow(self, inputs: Tensor, objective: int, late: Callable[[], bool]) -> None:
         """Climb from a point of a relaxation, (n,), for the objective of this number: of rows, each with both signs."""
-        x = inputs[: len(self._program.input_low)]
+        x = torch.nan_to_num(inputs[: len(self._program.input_low)])
         self._climb(self._program.inside_box(x[None])[0], self._objective[objective], late)
 
     def _starts(self) -> tuple[Tensor, Tensor]:
